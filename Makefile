@@ -1,0 +1,39 @@
+# From a clean clone: `make demo` studies the embedded model, `make test` runs every test. Both make .venv themselves.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test check docs clean
+
+help: ## Show these targets.
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target does; do \
+		printf '  make %-7s %s\n' "$$target" "$$does"; done
+
+demo: $(READY) ## Study how the embedded model does induction; writes demo-report/report.html.
+	$(BIN)/cutaway study induction --model induction-2l --out demo-report
+	@echo "Open demo-report/report.html in a browser; verify it with: $(BIN)/cutaway verify demo-report"
+
+test: $(READY) ## Run the tests (CPU, offline, minutes).
+	$(BIN)/python -m pytest
+
+check: $(READY) ## Check format, lint, types, import directions and freshness of the generated pages.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest tests/laws/test_imports.py
+	$(BIN)/python docs/generate.py --check
+
+docs: $(READY) ## Write the generated pages anew (docs/cli.md, docs/errors.md).
+	$(BIN)/python docs/generate.py
+
+clean: ## Remove what these targets made, the environment included.
+	rm -rf .venv demo-report .ruff_cache .pytest_cache build dist
+	find src tests docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"cutaway needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=python3.12")'
+	@echo 'Making .venv: the pinned packages are fetched and installed once, in a minute or two.'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,171 @@
+"""Registration: what a claim rests on, hashed before it is tested, and what it can be expected to show.
+
+The plan holds digests of the model's weights, its tokenizer, the task's pairs split by split, and the program text of
+every room whose code can move a number. Nothing of it depends on the time or the machine: the same claim about the same
+things gives the same plan, and so the same name.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import cutaway.artifacts
+from cutaway.artifacts import digest, file_digest
+from cutaway.claims.controls import choose_controls
+from cutaway.claims.evidence import run_all
+from cutaway.claims.forecast import forecast
+from cutaway.claims.ledger import Entry
+from cutaway.errors import EmptyTask, UsageError
+from cutaway.models import Model, Site
+from cutaway.stats import clusters_needed, require_clusters
+from cutaway.tasks import SPLITS, Task, metric_named
+
+if TYPE_CHECKING:
+    from cutaway.claims.claim import Claim
+
+Progress: TypeAlias = Callable[[int, int], None]
+FORMAT = "cutaway.plan/1"
+ROOMS = ("artifacts", "axes", "claims", "engine", "models", "patching", "stats", "tasks")
+"""Rooms whose code can move a number of a result."""
+
+
+def make_plan(
+    claim: "Claim", model: Model, task: Task, *, search: int, max_tokens: int, progress: Progress | None = None
+) -> dict[str, Any]:
+    """The plan of a claim. Runs nothing on the confirm split. See `Claim.freeze`."""
+    if task.name != claim.task:
+        raise UsageError(
+            f"task {task.name!r}: the claim is about {claim.task!r}; give that task, or write another claim"
+        )
+    if search < 1:
+        raise UsageError(
+            f"search {search}: the number of cells that were tried before this claim was written, at least 1"
+        )
+    metric, confirm = metric_named(task.metric), task.split("confirm")
+    for prediction in claim.predictions:
+        prediction.estimand(metric)
+    require_clusters(len(confirm.clusters), claim.alpha, what=f"the confirm split of task {task.name!r}")
+    model.body.expand(claim.subject)
+    model.body.expand(claim.exclude) if claim.exclude else None
+    earlier, splits = _before_confirm(task, claim.alpha)
+    tokens = earlier.encode(model).clean
+    for text in claim.subject:
+        tokens.positions(Site.parse(text).pos)
+    controls = choose_controls(
+        model,
+        claim.subject,
+        claim.exclude,
+        tokens=tokens,
+        n_controls=claim.n_controls,
+        alpha=claim.alpha,
+        seed=claim.seed,
+    )
+    measured = run_all(claim, (), model, earlier, instruments=True, max_tokens=max_tokens, stream=1, progress=progress)
+    power = [
+        forecast(
+            prediction, claim.subject, metric, found, split=splits, n_clusters=len(confirm.clusters), alpha=claim.alpha
+        )
+        for prediction, found in zip(claim.predictions, measured)
+    ]
+    return {
+        "format": FORMAT,
+        "claim": claim.to_json(),
+        "model": {"name": model.name, "digest": model.digest},
+        "tokenizer": {"digest": model.tokenizer_digest},
+        "task": _task(task),
+        "code": code(),
+        "search": search,
+        "controls": {
+            "rule": controls.rule,
+            "population": controls.population,
+            "matched_on": "kind, then layer"
+            if controls.rule == "enumerated"
+            else "kind, then layer, then mean |activation|",
+            "sets": [{"sites": list(one)} for one in controls.sets],
+            "activation": {name: float(f"{value:.4g}") for name, value in controls.activation.items()},
+        },
+        "power": power,
+    }
+
+
+def differences(plan: Mapping[str, Any], model: Model, task: Task) -> dict[str, tuple[str, str]]:
+    """What is not as it was frozen: name -> (digest in the plan, digest now)."""
+    now = {
+        "model": (plan["model"]["digest"], model.digest),
+        "tokenizer": (plan["tokenizer"]["digest"], model.tokenizer_digest),
+        "task": (plan["task"]["digest"], task.digest),
+        "code": (plan["code"]["digest"], code()["digest"]),
+    }
+    return {name: (str(old), str(new)) for name, (old, new) in now.items() if old != new}
+
+
+def seen_before(plan: str, entries: Sequence[Entry]) -> list[str]:
+    """Plans that had opened the same data of the same model, for some of the same components, before this one was
+    registered: with them in view it is exploratory. The same claim registered again is not another one.
+    """
+    frozen = {entry.plan: entry for entry in entries if entry.kind == "freeze"}
+    mine = frozen[plan]
+    found = []
+    for entry in entries:
+        other = frozen.get(entry.plan)
+        if (
+            entry.kind == "open_split"
+            and entry.seq < mine.seq
+            and other is not None
+            and _same_ground(mine.body, other.body)
+        ):
+            found.append(entry.plan)
+    return list(dict.fromkeys(found))
+
+
+def code() -> dict[str, str]:
+    """Version of the package and SHA-256 of the program text that can move a number."""
+    root = Path(cutaway.artifacts.__file__).parent
+    files = sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix in (".py", ".toml") and path.relative_to(root).parts[0].removesuffix(".py") in ROOMS
+    )
+    text = digest([[path.relative_to(root).as_posix(), file_digest(path)] for path in files])
+    return {"version": str(importlib.import_module("cutaway").__version__), "digest": text}
+
+
+def _same_ground(mine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    data = [plan["task"]["splits"]["confirm"]["digest"] for plan in (mine, other)]
+    subjects = [{text.split("@")[0] for text in plan["claim"]["subject"]} for plan in (mine, other)]
+    return (
+        data[0] == data[1]
+        and mine["model"]["digest"] == other["model"]["digest"]
+        and bool(subjects[0] & subjects[1])
+        and mine["claim"] != other["claim"]
+    )
+
+
+def _task(task: Task) -> dict[str, Any]:
+    parts = {name: task.split(name) for name, n in task.splits.items() if n}
+    return {
+        "name": task.name,
+        "digest": task.digest,
+        "metric": task.metric,
+        "unit": metric_named(task.metric).unit,
+        "splits": {
+            name: {"digest": part.digest, "n_pairs": len(part), "n_clusters": len(part.clusters)}
+            for name, part in parts.items()
+        },
+    }
+
+
+def _before_confirm(task: Task, alpha: float) -> tuple[Task, str]:
+    """The calibrate split; with explore where calibrate alone is too small to say how effects scatter."""
+    for names in (("calibrate",), ("calibrate", "explore")):
+        pairs = tuple(pair for pair in task.pairs if pair.split in names)
+        enough = len({pair.cluster for pair in pairs}) >= clusters_needed(alpha)
+        if pairs and (enough or len(names) == 2):
+            return replace(task, pairs=pairs), " and ".join(name for name in SPLITS if name in names)
+    raise EmptyTask(
+        f"task {task.name!r}: no pair in calibrate or explore ({task.splits}); a claim is frozen on other pairs than "
+        "it is tested on",
+        task=task.name,
+    )

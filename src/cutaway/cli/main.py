@@ -1,0 +1,49 @@
+"""The command `cutaway` and its groups."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cutaway.cli import doctor, models, study, tasks, verify
+from cutaway.cli.command import Command
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 claim not supported or no behavior, 130 stopped by Ctrl-C.",
+)
+app.command("study", cls=Command)(study.study)
+app.command("verify", cls=Command)(verify.verify)
+app.add_typer(models.app, name="models")
+app.add_typer(tasks.app, name="tasks")
+app.command("doctor", cls=Command)(doctor.doctor)
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        from cutaway import __version__
+
+        typer.echo(f"cutaway {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and stop.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Find the parts of a neural network that cause a behavior, change them, and verify the claim."""
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    if not sys.stderr.isatty():
+        # the bars of transformers and the hub, read once at their import, would fill a log
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sys.exit(typer.main.get_command(app)(prog_name="cutaway"))

@@ -1,0 +1,227 @@
+"""Audit: prove on the loaded weights that every site is what its name says.
+
+Identities, on short random rows:
+    residual    resid_pre + attn_write + mlp_write = resid_post (post-norm blocks: through their norms); resid_mid between
+    attention   pattern rows sum to one; pattern @ v = z; the output projection of z is attn_out; softmax(scores) = pattern
+    identity    an edit that changes nothing leaves the logits bit-equal (scores and pattern: against the eager kernel)
+    effect      a real edit at the site moves the output, so that the site is upstream of it
+    causal      a changed last token leaves all earlier logits as they were
+    resume      starting at a later layer, or at a later column with cached keys, gives what the full pass gives
+A site that passes is verified; one that fails is refused with the numbers. No name is believed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from cutaway.errors import CutawayError
+from cutaway.models.anatomy import Anatomy, Status
+from cutaway.models.cache import PrefixCache
+from cutaway.models.edits import Placed
+from cutaway.models.forward import forward
+from cutaway.models.resolve import rounding
+from cutaway.models.sites import PATTERN_KINDS, Site
+from cutaway.models.taps import Resume
+from cutaway.models.tokens import Tokens
+
+if TYPE_CHECKING:
+    import cutaway.models.model
+
+_IDENTITIES = ("resid_mid", "resid_post", "attn_write", "mlp_write", "pattern", "scores", "z", "v", "attn_out")
+
+
+def probe_ids(module: nn.Module, *, rows: int, length: int) -> Tensor:
+    """Seeded random ids that are in the embedding and are not special."""
+    embedding = module.get_input_embeddings()  # type: ignore[operator]
+    n = int(embedding.num_embeddings)
+    special = {getattr(module.config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    allowed = torch.tensor([i for i in range(min(n, 5000)) if i not in special])
+    generator = torch.Generator().manual_seed(0)
+    return allowed[torch.randint(len(allowed), (rows, length), generator=generator)]
+
+
+def audit(model: "cutaway.models.model.Model") -> Anatomy:
+    """The model's anatomy with the status of every site, and with what passes may be cut short. Cost: some twenty short passes a site kind."""
+    anatomy = model.body
+    tokens = model.encode(probe_ids(model.module, rows=2, length=7))
+    found = _identities(model, tokens)
+    statuses: dict[tuple[str, int | None], Status] = {}
+    for site in anatomy.sites():
+        if anatomy.status(site).state != "refused":
+            statuses[(site.kind, site.layer)] = _status(model, tokens, site, found)
+    anatomy = replace(anatomy, statuses=statuses, causal=_causal(model, tokens))
+    model._anatomy = anatomy
+    return replace(anatomy, resume=_resume(model, tokens), suffix=_suffix(model, tokens))
+
+
+def table(model: "cutaway.models.model.Model") -> list[dict[str, object]]:
+    """One row a site: kind, layer, status, largest difference, editable, reason."""
+    rows = []
+    for site in model.body.sites():
+        status = model.body.status(site)
+        rows.append({"site": str(site), "status": status.state, "error": status.error, "editable": status.editable and status.state != "refused", "reason": status.reason})
+    return rows
+
+
+def _output(model: "cutaway.models.model.Model", tokens: Tokens, edits: list[Placed], reads: list[Site] | None = None) -> tuple[Tensor, Mapping[Site, Tensor]]:
+    """What the model gives: logits, or the last residual stream of a model without a head."""
+    last = Site("resid_post", model.body.n_layers - 1)
+    if "logits" in model.body.taps:
+        logits, values = forward(model, tokens, edits=edits, reads=reads or [])
+        assert logits is not None
+        return logits, values
+    _, values = forward(model, tokens, edits=edits, reads=[*(reads or []), last], logits=[[]] * len(tokens))
+    return values[last], values
+
+
+def _status(model: "cutaway.models.model.Model", tokens: Tokens, site: Site, identities: Mapping[tuple[str, int | None], tuple[float, float]]) -> Status:
+    error, limit = identities.get((site.kind, site.layer), (0.0, 0.0))
+    if error > limit:
+        return Status("refused", f"its identity is off by {error:.2g}, more than rounding explains ({limit:.2g})", error, editable=False)
+    try:
+        plain, _ = _output(model, tokens, [], [site] if site.kind in PATTERN_KINDS else None)
+        same, _ = _output(model, tokens, [Placed(site.apply(lambda value: value), tokens)])
+        moved, _ = _output(model, tokens, [Placed(site.apply(_nudge), tokens)])
+    except CutawayError as problem:
+        return Status("refused", str(problem), None, editable=False)
+    if not torch.equal(plain, same):
+        return Status("refused", f"an edit that changes nothing moved the output by {float((plain - same).abs().max()):.2g}", editable=False)
+    checked = "identity edit bit-equal" + ("; sums to its parts" if site.kind in _IDENTITIES and limit > 0 else "")
+    if site.kind != "logits" and torch.equal(plain, moved):
+        return Status("verified", f"{checked}; readable only: a change made here does not reach the output", error, editable=False)
+    return Status("verified", checked, error)
+
+
+def _nudge(value: Tensor) -> Tensor:
+    """A change that no layer norm hides: halve every other entry."""
+    changed = value.clone()
+    changed[..., ::2] = changed[..., ::2] * 0.5 + 0.25 * value.abs().clamp(max=1e4).mean()
+    return changed
+
+
+def _identities(model: "cutaway.models.model.Model", tokens: Tokens) -> dict[tuple[str, int | None], tuple[float, float]]:
+    """For each site that an identity speaks of: (largest difference, what rounding may explain)."""
+    found: dict[tuple[str, int | None], tuple[float, float]] = {}
+    for index in range(model.body.n_layers):
+        for kinds, (difference, limit) in [*_residual_identity(model, tokens, index), *_attention_identity(model, tokens, index)]:
+            for kind in kinds:
+                before = found.get((kind, index), (0.0, limit))
+                found[(kind, index)] = (max(before[0], difference), max(before[1], limit))
+    return found
+
+
+def _read(model: "cutaway.models.model.Model", tokens: Tokens, layer: int, *kinds: str) -> dict[str, Tensor]:
+    have = [Site(kind, layer) for kind in kinds if kind in model.body.layers[layer].taps]
+    if not have:
+        return {}
+    try:
+        _, values = forward(model, tokens, reads=have, logits=[[]] * len(tokens))
+    except CutawayError:
+        return {}
+    return {site.kind: value for site, value in values.items()}
+
+
+def _compare(left: Tensor, right: Tensor) -> tuple[float, float]:
+    return float((left.float() - right.float()).abs().max()), 8 * rounding(left, right)
+
+
+def _residual_identity(model: "cutaway.models.model.Model", tokens: Tokens, index: int):
+    layer = model.body.layers[index]
+    v = _read(model, tokens, index, "resid_pre", "attn_write", "resid_mid", "mlp_write", "resid_post")
+    if layer.writes == "post-norm":
+        first, second = (model.module.get_submodule(path) for path in layer.norms)
+        with torch.no_grad():
+            yield ("resid_mid", "attn_write"), _compare(first(v["resid_pre"] + v["attn_write"]), v["resid_mid"])
+            yield ("mlp_write", "resid_post"), _compare(second(v["resid_mid"] + v["mlp_write"]), v["resid_post"])
+        return
+    if layer.writes == "unknown":
+        return
+    writes = [v[kind] for kind in ("attn_write", "mlp_write") if kind in v]
+    total = sum(writes, v["resid_pre"])
+    yield tuple(kind for kind in ("attn_write", "mlp_write", "resid_post") if kind in v), _compare(total, v["resid_post"])
+    if "resid_mid" in v:
+        yield ("resid_mid",), _compare(v["resid_pre"] + v["attn_write"], v["resid_mid"])
+
+
+def _attention_identity(model: "cutaway.models.model.Model", tokens: Tokens, index: int):
+    layer = model.body.layers[index]
+    v = _read(model, tokens, index, "scores", "pattern", "v", "z", "attn_out")
+    if "pattern" not in v:
+        return
+    sums = v["pattern"].sum(-1)
+    yield ("pattern",), _compare(sums, torch.ones_like(sums))
+    yield ("scores",), _compare(v["scores"].float().softmax(-1), v["pattern"])
+    shared = v["z"].shape[2] // v["v"].shape[2]
+    mixed = torch.einsum("bhqk,bkhd->bqhd", v["pattern"].float(), v["v"].float().repeat_interleave(shared, dim=2))
+    yield ("z", "v", "pattern"), _compare(mixed, v["z"])
+    if layer.o_proj is not None and "attn_out" in v:
+        with torch.no_grad():
+            yield ("attn_out", "z"), _compare(model.module.get_submodule(layer.o_proj)(v["z"].flatten(2)), v["attn_out"])
+
+
+# -- what may be cut short
+
+
+def _causal(model: "cutaway.models.model.Model", tokens: Tokens) -> bool:
+    other = tokens.ids.clone()
+    other[:, -1] = tokens.ids[:, 0]
+    other[:, -1] = torch.where(other[:, -1] == tokens.ids[:, -1], tokens.ids[:, 1], other[:, -1])
+    a, _ = _output(model, tokens, [])
+    b, _ = _output(model, replace(tokens, ids=other), [])
+    difference, limit = _compare(a[:, :-1], b[:, :-1])
+    return difference <= limit
+
+
+def _resume(model: "cutaway.models.model.Model", tokens: Tokens) -> str:
+    if model.dispatched:
+        return "accelerate moves the weights between devices during a pass"
+    n = model.body.n_layers
+    full, values = _output(model, tokens, [], [Site("resid_post", layer) for layer in range(n)])
+    for layer in sorted({1, n // 2, n} - {0}):
+        try:
+            cut = _resumed(model, tokens, layer, values[Site("resid_post", layer - 1)], 0, None)
+        except Exception as error:  # noqa: BLE001 - whatever a foreign architecture raises here, the answer is: full passes
+            return f"starting at layer {layer} fails ({type(error).__name__}: {error})"
+        difference, limit = _compare(cut, full)
+        if difference > limit:
+            return f"starting at layer {layer} changes the output by {difference:.2g}"
+    return ""
+
+
+def _suffix(model: "cutaway.models.model.Model", tokens: Tokens) -> str:
+    if not model.body.causal:
+        return "a later token changes earlier positions here"
+    if model.dispatched:
+        return "accelerate moves the weights between devices during a pass"
+    if "past_key_values" not in model.accepts:
+        return "its forward takes no key/value cache"
+    n = model.body.n_layers
+    if any("k" not in layer.taps for layer in model.body.layers):
+        return "keys and values of some layer cannot be read"
+    reads = [Site("resid_post", 0)] + [Site(kind, layer) for layer in range(n) for kind in ("k", "v")]
+    full, values = _output(model, tokens, [], reads)
+    for layer, start in ((0, 3), (min(1, n), 5)):
+        try:
+            keys = {i: (values[Site("k", i)], values[Site("v", i)]) for i in range(layer, n)}
+            cache = PrefixCache.of(keys, n, start)
+            state = values[Site("resid_post", 0)][:, start:] if layer else None
+            cut = _resumed(model, tokens, layer, state, start, cache)
+        except Exception as error:  # noqa: BLE001 - as above
+            return f"starting at a later position fails ({type(error).__name__}: {error})"
+        difference, limit = _compare(cut, full[:, start:])
+        if difference > limit:
+            return f"starting at a later position changes the output by {difference:.2g}"
+    return ""
+
+
+def _resumed(model: "cutaway.models.model.Model", tokens: Tokens, layer: int, state: Tensor | None, start: int, cache: object) -> Tensor:
+    resume = Resume(layer, state) if state is not None else None
+    last = Site("resid_post", model.body.n_layers - 1)
+    if "logits" in model.body.taps:
+        logits, _ = forward(model, tokens, resume=resume, start=start, cache=cache)
+        assert logits is not None
+        return logits
+    return forward(model, tokens, reads=[last], logits=[[]] * len(tokens), resume=resume, start=start, cache=cache)[1][last]

@@ -1,0 +1,157 @@
+"""One forward pass of a model, with reads and edits: the primitive that every run, plan, gradient and generation is made of."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cutaway.errors import ModelInTraining, OutOfMemory, SiteUnavailable, UsageError
+from cutaway.models.edits import Edit, Placed
+from cutaway.models.sites import Site
+from cutaway.models.taps import Resume, Session
+from cutaway.models.tokens import Tokens
+
+if TYPE_CHECKING:
+    import cutaway.models.model
+
+LogitsAt: TypeAlias = str | tuple[tuple[int, ...], ...]
+"""Where logits are wanted: 'all', 'none', a role such as 'end', or for each row a tuple of positions (equally many)."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Inputs of a wrapped module, passed on as they are. Axis 0 of every tensor counts rows."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def logit_columns(tokens: Tokens, logits: LogitsAt) -> list[list[int]] | None:
+    """For each row the columns whose logits are wanted; None for all. [] in every row for 'none'."""
+    if logits == "all":
+        return None
+    if logits == "none":
+        return [[]] * len(tokens)
+    if isinstance(logits, str):
+        return tokens.columns(logits)
+    if len(logits) != len(tokens) or len({len(row) for row in logits}) != 1:
+        raise UsageError(f"logits: {len(logits)} rows of positions for {len(tokens)} rows of tokens; give each row equally many positions")
+    columns = [[p + (n if p < 0 else 0) for p in row] for row, n in zip(logits, tokens.lengths)]
+    if any(not 0 <= p < n for row, n in zip(columns, tokens.lengths) for p in row):
+        raise UsageError("logits: a position lies outside its row; positions count the row's own tokens from 0, or from -1 backwards")
+    return [[p + offset for p in row] for row, offset in zip(columns, tokens.offsets)]
+
+
+def check(model: "cutaway.models.model.Model", edits: Sequence[Placed], reads: Sequence[Site]) -> None:
+    """All that can be known before the forward: sites exist, are editable, values fit."""
+    if model.module.training:
+        raise ModelInTraining("the model is in training mode, so dropout would make runs random; call model.module.eval() first")
+    if model.anatomy is None:
+        return
+    for site in reads:
+        model.anatomy.tap(site)
+    for placed in edits:
+        model.anatomy.tap(placed.site)
+        status = model.anatomy.status(placed.site)
+        if not status.editable:
+            raise SiteUnavailable(f"site '{placed.site}': it can be read, not edited: {status.reason}", site=str(placed.site), reason=status.reason)
+        if placed.site.kind != "module":
+            placed.check(model.anatomy.slot(placed.site))
+
+
+def forward(
+    model: "cutaway.models.model.Model",
+    tokens: Tokens,
+    *,
+    edits: Sequence[Placed] = (),
+    reads: Sequence[Site] = (),
+    logits: list[list[int]] | None = None,
+    start: int = 0,
+    resume: Resume | None = None,
+    cache: Any = None,
+    keep_graph: bool = False,
+) -> tuple[Tensor | None, dict[Site, Tensor]]:
+    """Logits at the wanted columns [batch columns d_vocab] (None when none are wanted) and the values of the sites read.
+
+    With `start`, only the columns from there on are computed and `cache` holds keys and values of the earlier ones;
+    values of sites then cover the computed columns (keys and values: all). Edits must all fire exactly once.
+    """
+    whole = any(site.kind == "logits" for site in [*reads, *(p.site for p in edits)])
+    wanted = logits if logits is None or any(logits) else []
+    kwargs = model.inputs(tokens, start, cache)
+    keep = None
+    if wanted and not whole and "logits_to_keep" in model.accepts:
+        keep = sorted({column for row in wanted for column in row})
+        kwargs["logits_to_keep"] = torch.tensor([column - start for column in keep], device=model.device)
+    session = Session(
+        model.module,
+        model.anatomy,
+        edits,
+        reads,
+        shape=(len(tokens), tokens.width - start),
+        start=start,
+        resume=resume,
+        stop_early=wanted == [] and not model.dispatched,
+        keep_graph=keep_graph,
+    )
+    out = None
+    with memory_named(len(tokens)), torch.set_grad_enabled(keep_graph), session:
+        out = model.module(**kwargs)
+    session.check_fired()
+    if wanted == []:
+        return None, session.values
+    found = getattr(out, "logits", None)
+    if found is None:
+        raise SiteUnavailable(f"{type(model.module).__name__} returns no logits; ask for logits='none' and read sites", reason="no logits")
+    return select_logits(found, wanted, keep, start), session.values
+
+
+def select_logits(found: Tensor, wanted: list[list[int]] | None, keep: list[int] | None, start: int) -> Tensor:
+    """The wanted columns of each row, from logits of all columns from `start` on or of the columns in `keep`."""
+    if wanted is None:
+        return found
+    place = {column: i for i, column in enumerate(keep)} if keep is not None else None
+    index = [[place[c] if place else c - start for c in row] for row in wanted]
+    if all(row == list(range(found.shape[1])) for row in index):
+        return found
+    at = torch.tensor(index, device=found.device)
+    return found[torch.arange(len(index), device=found.device)[:, None], at]
+
+
+def run_raw(model: "cutaway.models.model.Model", inputs: Raw, edits: Sequence[Edit], reads: Sequence[Site]) -> tuple[Any, dict[Site, Tensor]]:
+    """One pass of a wrapped module: its own output, and the sites read."""
+    placed = [Placed(edit, None) for edit in edits]
+    check(model, placed, reads)
+    session = Session(model.module, None, placed, reads)
+    with torch.no_grad(), session:
+        out = model.module(*inputs.args, **inputs.kwargs)
+    session.check_fired()
+    return out, session.values
+
+
+class memory_named:  # noqa: N801 - a context manager, used like a function
+    """Turns the allocator's error into OutOfMemory, with the number of rows that was tried."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        text = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and ("allocate memory" in text or "not enough memory" in text)):
+            fit = max(1, self.rows // 2)
+            raise OutOfMemory(
+                f"out of memory in a pass of {self.rows} rows; try max_tokens (or a batch) for {fit} rows" if self.rows > 1 else "out of memory with one row; use shorter prompts, a smaller dtype or another device",
+                rows=self.rows,
+                fit=fit,
+            ) from error
+
+
+def accepted(forward_function: Any) -> frozenset[str]:
+    """Names of the arguments that a forward takes."""
+    return frozenset(inspect.signature(forward_function).parameters)

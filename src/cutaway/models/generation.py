@@ -1,0 +1,141 @@
+"""Generation with edits in force: positions are absolute, and the key/value cache changes the cost, never the tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cutaway.errors import UsageError
+from cutaway.models.edits import Edit, Placed
+from cutaway.models.forward import check, memory_named
+from cutaway.models.taps import Session
+from cutaway.models.tokens import Tokens
+
+if TYPE_CHECKING:
+    import cutaway.models.model
+
+
+def generate(
+    model: "cutaway.models.model.Model",
+    prompt: Tokens,
+    edits: Sequence[Edit] = (),
+    *,
+    max_new_tokens: int = 20,
+    cache: bool = True,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+    stop: int | None = None,
+    on_token: Callable[[Tensor], None] | None = None,
+) -> Tokens:
+    """Prompts and their continuations, padded on the left; roles keep naming prompt positions ('end': the last prompt token).
+
+    An edit without a position acts on every token, prompt and new; a position is absolute (a new token has one too),
+    negative ones and 'end' count from the end of the prompt; a predicate acts on every token that satisfies it; a
+    patch, or a value with one entry a prompt position, acts on the prompt. Greedy at temperature 0, else sampled with
+    the given generator. A row that produces `stop` (default: the tokenizer's end-of-sequence id) is padded from there.
+    With `cache=False` each step recomputes everything: the slow oracle. Cost with cache: one forward of the prompt and
+    one of each new token. Raises EditNeverApplied for a position that was never reached.
+    """
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens={max_new_tokens}: at least 1")
+    if temperature < 0:
+        raise UsageError(f"temperature={temperature}: 0 is greedy, above it samples")
+    if temperature > 0 and generator is None:
+        raise UsageError("sampling needs generator=torch.Generator().manual_seed(...), so that it can be repeated")
+    tokens = _left_padded(prompt, model.pad_id)
+    edits = [_absolute(edit, tokens) for edit in edits]
+    check(model, [Placed(edit, tokens) for edit in edits if not _later(edit, tokens)], [])
+    fired = [0] * len(edits)
+    stop = getattr(model.tokenizer, "eos_token_id", None) if stop is None else stop
+    state, seen, done = _new_cache(model) if cache else None, 0, torch.zeros(len(tokens), dtype=torch.bool)
+    for _ in range(max_new_tokens):
+        logits = _step(model, tokens, edits, fired, state, seen)
+        seen = tokens.width if cache else 0
+        new = _choose(logits, temperature, generator)
+        new = torch.where(done, torch.full_like(new, model.pad_id), new)
+        tokens = _extended(model, tokens, new, done)
+        if on_token is not None:
+            on_token(new)
+        if stop is not None:
+            done = done | (new == stop)
+            if bool(done.all()):
+                break
+    _require_fired(model, edits, fired)
+    return tokens
+
+
+def _step(model: "cutaway.models.model.Model", tokens: Tokens, edits: Sequence[Edit], fired: list[int], state: Any, seen: int) -> Tensor:
+    """Next-token logits [batch d_vocab]; counts which edits fired."""
+    placed = [Placed(edit, tokens, start=seen, strict=False) for edit in edits]
+    session = Session(model.module, model.anatomy, placed, [], shape=(len(tokens), tokens.width - seen), start=seen)
+    kwargs = model.inputs(tokens, seen, state)
+    if "logits_to_keep" in model.accepts:
+        kwargs["logits_to_keep"] = 1
+    with memory_named(len(tokens)), torch.no_grad(), session:
+        logits = model.module(**kwargs).logits[:, -1]
+    for i, count in enumerate(session.fired):
+        fired[i] += count
+    return logits
+
+
+def _require_fired(model: "cutaway.models.model.Model", edits: Sequence[Edit], fired: list[int]) -> None:
+    session = Session(model.module, model.anatomy, [Placed(edit, None) for edit in edits], [])
+    session.fired = fired
+    session.check_fired(exactly_once=False)
+
+
+def _left_padded(tokens: Tokens, pad_id: int) -> Tokens:
+    from cutaway.models.tokens import from_rows
+
+    if all(offset + n == tokens.width for offset, n in zip(tokens.offsets, tokens.lengths)):
+        return tokens
+    moved = from_rows([tokens.row(r) for r in range(len(tokens))], pad="left", pad_id=pad_id, roles=tokens.roles)
+    return replace(moved, texts=tokens.texts)
+
+
+def _absolute(edit: Edit, prompt: Tokens) -> Edit:
+    """Negative positions counted from the prompt's end, which must be the same for all rows, made absolute."""
+    pos = edit.site.pos
+    if isinstance(pos, int) and pos < 0:
+        name = f"prompt_{-pos}_from_end"
+        prompt.positions(pos)
+        if name not in prompt.roles:
+            object.__setattr__(prompt, "roles", {**prompt.roles, name: tuple(n + pos for n in prompt.lengths)})
+        return replace(edit, site=replace(edit.site, pos=name))
+    if isinstance(pos, tuple) and any(p < 0 for p in pos):
+        if len(set(prompt.lengths)) > 1:
+            raise UsageError(f"edit {edit}: several positions from the end, in prompts of unequal length; give one position an edit")
+        return replace(edit, site=replace(edit.site, pos=tuple(p % prompt.lengths[0] for p in pos)))
+    return edit
+
+
+def _later(edit: Edit, prompt: Tokens) -> bool:
+    """The position is (for some row) one that generation has yet to reach: it cannot be checked against the prompt."""
+    pos = edit.site.pos
+    wanted = (pos,) if isinstance(pos, int) else pos if isinstance(pos, tuple) else ()
+    return any(p >= min(prompt.lengths) for p in wanted)
+
+
+def _new_cache(model: "cutaway.models.model.Model") -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.module.config)
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(-1).cpu()
+    return torch.multinomial((logits.float() / temperature).softmax(-1).cpu(), 1, generator=generator)[:, 0]
+
+
+def _extended(model: "cutaway.models.model.Model", tokens: Tokens, new: Tensor, done: Tensor) -> Tokens:
+    """One more column. Rows that are done get a masked-out pad, which is kept real inside the model's mask only."""
+    ids = torch.cat([tokens.ids, new[:, None]], 1)
+    mask = torch.cat([tokens.mask, ~done[:, None]], 1)
+    texts = None
+    if tokens.texts is not None:
+        fresh = model.strings(new)
+        texts = tuple(row if over else (*row, text) for row, text, over in zip(tokens.texts, fresh, done.tolist()))
+    return Tokens(ids, mask, tokens.roles, texts)

@@ -1,0 +1,193 @@
+"""Load: an embedded name, a local folder, a hub id or an in-memory model becomes a `Model`; any module can be wrapped."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cutaway.errors import ModelIncomplete, ModelNotFinite, ModelNotFound, UsageError, did_you_mean
+from cutaway.models import audit as auditing
+from cutaway.models.anatomy import Anatomy
+from cutaway.models.model import Model
+from cutaway.models.resolve import resolve
+from cutaway.models.taps import watch
+
+EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights"
+
+
+def load(
+    source: Any,
+    tokenizer: Any = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    revision: str | None = None,
+    audit: bool = True,
+) -> Model:
+    """A model from an embedded name, a local Hugging Face folder, a hub id, or a `PreTrainedModel` in memory.
+
+    The module is Hugging Face's own and stays untouched: no weights are folded, no submodule is replaced, an in-memory
+    model keeps its device, dtype and mode. `audit` proves the site map on the loaded weights (some twenty short
+    forward passes); without it sites are 'structural'.
+
+    Raises ModelNotFound (with the nearest embedded name), ModelIncomplete for a folder that lacks files or tensors,
+    ModelNotFinite for NaN or infinite weights.
+    """
+    if isinstance(source, nn.Module):
+        if device is not None or dtype is not None or device_map is not None:
+            raise UsageError("device=, dtype= and device_map= choose how files are loaded; move or cast an in-memory model yourself")
+        return from_module(source, tokenizer, name=type(source).__name__, audit=audit)
+    name = str(source)
+    where = _find(name)
+    module = _read_module(where, name, device=device, dtype=dtype, device_map=device_map, revision=revision)
+    found = tokenizer if tokenizer is not None else _read_tokenizer(where, revision)
+    return from_module(module, found, name=name if EMBEDDED not in Path(where).parents else Path(where).name, audit=audit)
+
+
+def wrap(module: nn.Module, name: str | None = None) -> Model:
+    """Any `nn.Module`, with sites by module path: `sites.module('encoder.layer.0', 'input')`. Runs take its own arguments."""
+    _refuse_nan(module, name or type(module).__name__)
+    return Model(module, None, None, name or type(module).__name__)
+
+
+def from_module(module: nn.Module, tokenizer: Any, *, name: str, audit: bool) -> Model:
+    """The model of a Hugging Face module: traced, resolved and (when asked) audited."""
+    _refuse_nan(module, name)
+    was_training = module.training
+    if was_training:
+        module.eval()
+    try:
+        model = Model(module, tokenizer, trace_anatomy(module), name)
+        if audit:
+            model._anatomy = auditing.audit(model)
+    finally:
+        module.train(was_training)
+    return model
+
+
+def trace_anatomy(module: nn.Module) -> Anatomy:
+    """Resolve the anatomy from one short traced pass on random ids."""
+    config = getattr(module, "config", None)
+    embedding = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None  # type: ignore[operator]
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None  # type: ignore[operator]
+    ids = auditing.probe_ids(module, rows=2, length=6)
+    model = Model(module, None, None, type(module).__name__)
+    tokens = model.encode(ids)
+    trace = watch(module, lambda: module(**model.inputs(tokens)), with_attention=hasattr(config, "_attn_implementation"))
+    weight = getattr(head, "weight", None) if head is not None else None
+    n_vocab = int(weight.shape[0]) if isinstance(weight, Tensor) else getattr(embedding, "num_embeddings", None)
+    anatomy = resolve(trace, module, head=head, embedding=embedding, n_vocab=n_vocab)
+    if head is None:
+        refused = {**anatomy.refused, "logits": f"{type(module).__name__} has no unembedding; load the class with a language-model head"}
+        anatomy = replace(anatomy, refused=refused, taps={k: v for k, v in anatomy.taps.items() if k != "logits"})
+    return anatomy
+
+
+# -- files
+
+
+def embedded_names() -> list[str]:
+    """Names of the models that ship with the package."""
+    return sorted(path.name for path in EMBEDDED.iterdir() if (path / "config.json").exists()) if EMBEDDED.exists() else []
+
+
+def _find(name: str) -> str:
+    folder = Path(name).expanduser()
+    if name in embedded_names():
+        return str(EMBEDDED / name)
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder)
+    if folder.exists():
+        raise ModelNotFound(f"model {name!r}: a file, not a folder; give the folder that holds config.json and the weights", name=name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if looks_local:
+        raise ModelNotFound(f"model {name!r}: no such folder", name=name)
+    if "/" not in name and did_you_mean(name, embedded_names()).startswith(" Did"):
+        raise ModelNotFound(f"model {name!r}: not an embedded model.{did_you_mean(name, embedded_names())}", name=name)
+    return name
+
+
+def _check_folder(folder: Path) -> None:
+    """Files that a model needs, and shards that an index promises."""
+    if not (folder / "config.json").exists():
+        raise ModelIncomplete(f"model {folder}: config.json is missing; download the whole repository again", missing=["config.json"])
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        missing = sorted({shard for shard in json.loads(index.read_text())["weight_map"].values() if not (folder / shard).exists()})
+        if missing:
+            raise ModelIncomplete(f"model {folder}: {len(missing)} shards of the index are missing ({', '.join(missing[:3])}); the download is incomplete", missing=missing)
+    elif not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        raise ModelIncomplete(f"model {folder}: no weights (*.safetensors); the download is incomplete", missing=["model.safetensors"])
+
+
+def _read_module(where: str, name: str, **options: Any) -> nn.Module:
+    from safetensors import SafetensorError
+    from transformers import AutoConfig
+
+    local = Path(where).is_dir()
+    offline = local or os.environ.get("HF_HUB_OFFLINE") == "1"
+    options = {key: value for key, value in options.items() if value is not None}
+    device = options.pop("device", None)
+    pinned = {"revision": options["revision"]} if "revision" in options else {}
+    try:
+        config = AutoConfig.from_pretrained(where, local_files_only=offline, **pinned)
+        module, info = _auto_class(config).from_pretrained(where, local_files_only=offline, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise ModelIncomplete(f"model {name!r}: a weight file is broken or half-downloaded ({error}); download it again", missing=[]) from error
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        if local:
+            raise ModelIncomplete(f"model {name!r}: the folder cannot be read ({_first_line(error)})", missing=[]) from error
+        raise ModelNotFound(
+            f"model {name!r}: not an embedded model ({', '.join(embedded_names())}), not a folder, and the hub did not give it ({_first_line(error)}); "
+            "check the id, your network, and HF_TOKEN for a gated model",
+            name=name,
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelIncomplete(f"model {name!r}: {len(missing)} tensors are not in the files ({', '.join(missing[:3])}); they would be random numbers", missing=missing)
+    return module.to(device) if device is not None else module
+
+
+def _auto_class(config: Any) -> Any:
+    """The class that the files were saved from, when transformers knows it with a head; else causal, masked, or bare."""
+    import transformers
+
+    for name in getattr(config, "architectures", None) or []:
+        found = getattr(transformers, name, None)
+        if found is not None:
+            return found
+    if type(config) in transformers.AutoModelForCausalLM._model_mapping:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModel
+
+
+def _read_tokenizer(where: str, revision: str | None) -> Any:
+    """The tokenizer beside the weights; None when there is none (rows of ids still work)."""
+    from transformers import AutoTokenizer
+
+    local = Path(where).is_dir()
+    if local and not any((Path(where) / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(where, local_files_only=local, **({"revision": revision} if revision else {}))
+    except (OSError, ValueError) as error:
+        raise ModelIncomplete(f"tokenizer of {where}: it cannot be read ({_first_line(error)})", missing=["tokenizer"]) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _refuse_nan(module: nn.Module, name: str) -> None:
+    for key, tensor in module.named_parameters():
+        if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise ModelNotFinite(f"model {name!r}: {key} holds {count} NaN or infinite numbers; every result would be NaN. Load undamaged weights", tensor=key, count=count)
+
+

@@ -1,0 +1,247 @@
+"""A loaded model: the module, untouched, with its tokenizer and its anatomy. Thin: the work is done by functions that take it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cutaway.artifacts import digest
+from cutaway.errors import SiteUnavailable, TokenizerUnfit, TokenNotSingle, UnknownSite, UsageError, did_you_mean
+from cutaway.models import generation, gradients
+from cutaway.models.activations import Activations
+from cutaway.models.anatomy import Anatomy
+from cutaway.models.edits import Edit, Placed
+from cutaway.models.forward import LogitsAt, Raw, accepted, check, forward, logit_columns, run_raw
+from cutaway.models.sites import Site, SiteSet
+from cutaway.models.tokens import Tokens, from_rows
+
+Prompts: TypeAlias = Tokens | str | Sequence[str] | Sequence[Sequence[int]] | Tensor
+Wanted: TypeAlias = Site | SiteSet | str | Iterable[Site | SiteSet | str]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run returned."""
+
+    logits: Float[Tensor, "batch pos d_vocab"] | None
+    """Logits at the positions asked for (all: padding included); None when none were asked for."""
+    activations: Activations
+    """The sites read, after the edits."""
+
+
+class Model:
+    """A module with its tokenizer and anatomy. Made by `cutaway.load` or `cutaway.wrap`; the module stays usable as it is."""
+
+    def __init__(self, module: nn.Module, tokenizer: Any, anatomy: Anatomy | None, name: str) -> None:
+        self.module = module
+        self.tokenizer = tokenizer
+        self.name = name
+        self._anatomy = anatomy
+        self.accepts = accepted(module.forward)
+
+    def __repr__(self) -> str:
+        a = self._anatomy
+        size = f"{a.n_layers} layers, d_model {a.d_model}, {a.n_heads} heads" if a else "no anatomy"
+        return f"Model({self.name!r}: {type(self.module).__name__}, {size})"
+
+    # -- what it is
+
+    @property
+    def anatomy(self) -> Anatomy | None:
+        """Sizes and site map; None for a wrapped module."""
+        return self._anatomy
+
+    @property
+    def body(self) -> Anatomy:
+        """The anatomy, or SiteUnavailable for a wrapped module."""
+        if self._anatomy is None:
+            raise SiteUnavailable(f"{self.name}: a wrapped module has no anatomy; address sites by module path, as in sites.module('encoder.0')", reason="wrapped module")
+        return self._anatomy
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go: the device of the first parameter."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating parameter."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def dispatched(self) -> bool:
+        """accelerate moves weights around during a pass; such a pass must not be cut short."""
+        return any(hasattr(m, "_hf_hook") for m in self.module.modules())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the names and bytes of all weights and buffers that are saved. Computed once, when first asked for."""
+        return digest([[name, digest(tensor)] for name, tensor in sorted(self.module.state_dict().items()) if isinstance(tensor, Tensor)])
+
+    @cached_property
+    def tokenizer_digest(self) -> str | None:
+        """SHA-256 of the vocabulary and the special tokens; None without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        return digest([sorted(self.tokenizer.get_vocab().items()), sorted(map(str, self.tokenizer.all_special_tokens))])
+
+    # -- tokens
+
+    def encode(
+        self,
+        prompts: Prompts,
+        *,
+        roles: Mapping[str, Sequence[int]] | None = None,
+        pad: str = "right",
+        bos: bool | None = None,
+        mask: Tensor | None = None,
+    ) -> Tokens:
+        """Token rows of prompts: texts, lists of ids, or a tensor of ids [batch pos] (with its mask, when it is padded).
+
+        `bos`: True or False adds or leaves out the beginning-of-sequence token; None is the tokenizer's own habit.
+        `roles` names positions: for each name one index a row, counted in the row without padding, BOS included.
+        """
+        if isinstance(prompts, Tokens):
+            return prompts
+        if isinstance(prompts, Tensor):
+            return self._texts(_from_tensor(prompts, mask, roles, self))
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        rows = [self._ids(p, bos) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
+        if self._anatomy is not None and self._anatomy.d_vocab is not None:
+            bad = next(((r, i) for r, row in enumerate(rows) for i in row if not 0 <= i < (self._anatomy.d_vocab or 0)), None)
+            if bad:
+                raise UsageError(f"token id {bad[1]} in row {bad[0]}: this model has {self._anatomy.d_vocab} tokens (0-{self._anatomy.d_vocab - 1})")
+        return self._texts(from_rows(rows, pad=pad, pad_id=self.pad_id, roles=roles))
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills padding; masked, so that any would do."""
+        found = getattr(self.tokenizer, "pad_token_id", None)
+        return 0 if found is None else int(found)
+
+    def strings(self, ids: Sequence[int] | Tensor) -> list[str]:
+        """One display string a token."""
+        if self.tokenizer is None:
+            return [str(int(i)) for i in ids]
+        return [self.tokenizer.decode([int(i)], clean_up_tokenization_spaces=False) for i in ids]
+
+    def token_id(self, text: str) -> int:
+        """The id of a text that is exactly one token; else TokenNotSingle."""
+        ids = self._need_tokenizer().encode(text, add_special_tokens=False)
+        if len(ids) != 1:
+            raise TokenNotSingle(f"{text!r} is {len(ids)} tokens here ({self.strings(ids)}); give a text that is one token", text=text, ids=ids)
+        return ids[0]
+
+    def _ids(self, text: str, bos: bool | None) -> list[int]:
+        tokenizer = self._need_tokenizer()
+        if bos is None:
+            return list(tokenizer(text)["input_ids"])
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not bos:
+            return ids
+        if tokenizer.bos_token_id is None:
+            raise TokenizerUnfit(f"{self.name}: the tokenizer has no BOS token; use bos=False, or set tokenizer.bos_token", what="bos")
+        return [tokenizer.bos_token_id, *ids]
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise TokenizerUnfit(f"{self.name}: no tokenizer; give texts as lists of token ids, or load with tokenizer=", what="tokenizer")
+        return self.tokenizer
+
+    def _texts(self, tokens: Tokens) -> Tokens:
+        if self.tokenizer is None:
+            return tokens
+        texts = tuple(tuple(self.strings(tokens.row(r))) for r in range(len(tokens)))
+        return Tokens(tokens.ids, tokens.mask, tokens.roles, texts)
+
+    # -- runs
+
+    def capture(self, inputs: Prompts | Raw, wanted: Wanted) -> Activations:
+        """The values of sites in a plain run. Cost: one forward pass, cut short after the deepest site."""
+        return self.run(inputs, reads=wanted, logits="none").activations
+
+    def run(self, inputs: Prompts | Raw, edits: Sequence[Edit] = (), reads: Wanted = (), logits: LogitsAt = "all") -> RunResult:
+        """One forward pass with edits, reads and logits where asked.
+
+        Raises UnknownSite, OutOfRange, BadEdit before anything runs; EditNeverApplied, EditFailed after or in it. The
+        module is left as it was in every case.
+        """
+        if isinstance(inputs, Raw) or self._anatomy is None:
+            return self._run_raw(inputs, edits, reads)
+        tokens = self.encode(inputs)
+        found = self.body.expand(reads) if reads or isinstance(reads, Site | SiteSet) else []
+        if not found and logits == "none":
+            raise UsageError("this run returns nothing: ask for reads, or for logits")
+        placed = [Placed(edit, tokens) for edit in edits]
+        check(self, placed, found)
+        out, values = forward(self, tokens, edits=placed, reads=found, logits=logit_columns(tokens, logits))
+        ordered = {site.base: values[site.base] for site in found}
+        return RunResult(out, Activations(ordered, tokens, self.digest))
+
+    def _run_raw(self, inputs: Any, edits: Sequence[Edit], reads: Wanted) -> RunResult:
+        raw = inputs if isinstance(inputs, Raw) else Raw(*(((), inputs) if isinstance(inputs, dict) else (tuple(inputs) if isinstance(inputs, tuple) else (inputs,), {})))
+        wanted = [reads] if isinstance(reads, Site | str) else list(reads) if not isinstance(reads, SiteSet) else [reads]
+        found = [Site.parse(s) if isinstance(s, str) else s for s in wanted]
+        for site in [*found, *(e.site for e in edits)]:
+            if not isinstance(site, Site) or site.kind != "module":
+                raise SiteUnavailable(f"site {site}: a wrapped module has no anatomy; address sites by module path, as in sites.module('encoder.0')", reason="wrapped module")
+            self.submodule(site.path or "")
+        out, values = run_raw(self, raw, edits, found)
+        tensor = out if isinstance(out, Tensor) and out.ndim == 3 else getattr(out, "logits", None)
+        return RunResult(tensor if isinstance(tensor, Tensor) and tensor.ndim == 3 else None, Activations(values, None, self.digest))
+
+    def submodule(self, path: str) -> nn.Module:
+        """The module at a path. Raises UnknownSite with the nearest path."""
+        paths = dict(self.module.named_modules())
+        if path not in paths:
+            raise UnknownSite(f"module {path!r}: not in {type(self.module).__name__}.{did_you_mean(path, paths)}", site=path)
+        return paths[path]
+
+    def generate(self, prompt: Prompts, edits: Sequence[Edit] = (), *, max_new_tokens: int = 20, **options: Any) -> Tokens:
+        """Continue prompts, with edits in force. See `cutaway.models.generation.generate`."""
+        return generation.generate(self, self.encode(prompt, pad="left"), edits, max_new_tokens=max_new_tokens, **options)
+
+    def grad(self, inputs: Prompts, metric: Callable[[Tensor], Tensor], wanted: Wanted, edits: Sequence[Edit] = ()) -> "gradients.Gradients":
+        """Gradient of a scalar of the logits with respect to sites. See `cutaway.models.gradients.grad`."""
+        return gradients.grad(self, self.encode(inputs), metric, self.body.expand(wanted), edits)
+
+    def inputs(self, tokens: Tokens, start: int = 0, cache: Any = None) -> dict[str, Any]:
+        """The arguments of the module's forward for token rows, from a column on."""
+        kwargs: dict[str, Any] = {"input_ids": tokens.ids[:, start:].to(self.device)}
+        if "attention_mask" in self.accepts:
+            kwargs["attention_mask"] = tokens.mask.long().to(self.device)
+        if "position_ids" in self.accepts:
+            kwargs["position_ids"] = tokens.position_ids[:, start:].to(self.device)
+        if "use_cache" in self.accepts:
+            kwargs["use_cache"] = cache is not None
+        if cache is not None:
+            kwargs["past_key_values"] = cache
+        return kwargs
+
+
+def _from_tensor(ids: Tensor, mask: Tensor | None, roles: Mapping[str, Sequence[int]] | None, model: Model) -> Tokens:
+    ids = ids[None] if ids.ndim == 1 else ids
+    if mask is None:
+        _refuse_hidden_padding(ids, model)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+    mask = mask[None] if mask.ndim == 1 else mask
+    return Tokens(ids.long().cpu(), mask.bool().cpu(), {name: tuple(where) for name, where in (roles or {}).items()})
+
+
+def _refuse_hidden_padding(ids: Tensor, model: Model) -> None:
+    """Ids that end or begin with padding, given without a mask, would be attended to."""
+    tokenizer = model.tokenizer
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if pad is None or ids.shape[0] < 2:
+        return
+    shared = pad in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    depth = 2 if shared else 1
+    at_edge = (ids[:, :depth] == pad).all(1) | (ids[:, -depth:] == pad).all(1)
+    if bool(at_edge.any()) and not bool(at_edge.all()):
+        row = int(at_edge.nonzero()[0])
+        raise UsageError(f"row {row} begins or ends with the padding id {pad}, and no mask was given: padding would be read as text; pass mask=, or lists of ids", row=row)

@@ -1,0 +1,224 @@
+"""Effects: what editing each of a list of cells did to a task's metric, example by example.
+
+A cell is one edit, or a set of edits made together; its label is the text of its sites. The run that was edited is
+the base; the other side of the pair is the target. Everything else is arithmetic on these:
+
+    raw        = value - base                                  metric's unit; one number a cell and example
+    normalised = (value - base) / mean over examples of (target - base)     share of the gap that was crossed
+
+The share divides by the *mean* gap. Dividing example by example and then averaging is another number, and a bad one:
+an example whose gap is near zero outweighs all others. Averaged over examples the share here is mean effect / mean
+gap: 0 for a cell without effect, 1 for an edit that makes the base run behave like the other side, in both modes.
+"""
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.artifacts import Provenance, load_tensors, require_same_model, save_tensors
+from cutaway.errors import BrokenEvidence, NoBehavior, OutOfRange, UnknownName, did_you_mean
+from cutaway.models.model import Model
+
+Side = Literal["clean", "corrupt"]
+
+TOGETHER = " + "
+"""Joins the sites of a cell that edits several at once."""
+
+GAP_FLOOR = 1e-5
+"""Mean gap, as a share of the metric's own size, below which a share of it means nothing: float32 noise."""
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Metric of every edited run, per cell and example, beside the two runs that were not edited.
+
+    Values are in `unit`; `sign` +1 says that a larger metric means more of the behavior. Never an interval: examples
+    that share a template are not independent, so intervals are made from `clusters`, not from rows.
+    """
+
+    labels: tuple[str, ...]
+    """One text a cell: `z.9.h6@end`; a cell that edits several sites joins them with ` + `."""
+    values: Float[Tensor, "site example"]
+    """Metric of the edited run. For a gradient estimate: base plus the estimated effect."""
+    clean: Float[Tensor, " example"]
+    """Metric of the clean run, unedited."""
+    corrupt: Float[Tensor, " example"]
+    """Metric of the corrupt run, unedited."""
+    on: Side
+    """The side that was edited: the base."""
+    method: str
+    """What was done: `denoise`, `noise`, `zero`, `mean`, `mean_by_position`, `resample`, `attribution`..."""
+    metric: str
+    unit: str
+    sign: int
+    clusters: tuple[str, ...]
+    """Independent unit of each example."""
+    ids: tuple[str, ...]
+    """Name of each example."""
+    provenance: Provenance
+
+    def __len__(self) -> int:
+        """Number of cells."""
+        return len(self.labels)
+
+    @property
+    def base(self) -> Float[Tensor, " example"]:
+        """Metric of the run that was edited, before the edit."""
+        return self.clean if self.on == "clean" else self.corrupt
+
+    @property
+    def target(self) -> Float[Tensor, " example"]:
+        """Metric of the other side of each pair."""
+        return self.corrupt if self.on == "clean" else self.clean
+
+    @property
+    def gap(self) -> Float[Tensor, " example"]:
+        """target - base: what crossing over to the other side would change, in the metric's unit."""
+        return self.target - self.base
+
+    @property
+    def raw(self) -> Float[Tensor, "site example"]:
+        """value - base, in the metric's unit. Positive: the edit raised the metric."""
+        return self.values - self.base
+
+    @property
+    def normalised(self) -> Float[Tensor, "site example"]:
+        """Effect as a share of the mean gap: 0 no effect, 1 the whole way to the other side, per cell and example.
+
+        The divisor is one number, so the mean over examples is mean effect / mean gap. With a clean base the usual
+        (m - corrupt) / (clean - corrupt) is one minus this. Raises NoBehavior when the two sides do not differ.
+        """
+        return self.raw / self._mean_gap()
+
+    def _mean_gap(self) -> float:
+        gap = self.gap.mean().item()
+        size = torch.cat([self.clean, self.corrupt]).abs().mean().item()
+        if abs(gap) <= GAP_FLOOR * max(size, 1e-12):
+            raise NoBehavior(
+                f"the mean {self.metric} of clean and corrupt runs differs by {gap:.3g} {self.unit}: there is no gap "
+                "to take a share of; use `raw`, or choose pairs that the model tells apart",
+                gap=gap,
+                metric=self.metric,
+            )
+        return gap
+
+    def mean(self) -> Float[Tensor, " site"]:
+        """Mean raw effect over examples, in the metric's unit."""
+        return self.raw.mean(1)
+
+    def share(self) -> Float[Tensor, " site"]:
+        """Mean effect / mean gap, one number a cell. Raises NoBehavior as `normalised` does."""
+        return self.normalised.mean(1)
+
+    def by_cluster(self) -> dict[str, Float[Tensor, " site"]]:
+        """Mean raw effect of each cluster: the independent observations that an interval or a test is made from."""
+        names = sorted(set(self.clusters))
+        rows = {name: [i for i, cluster in enumerate(self.clusters) if cluster == name] for name in names}
+        return {name: self.raw[:, chosen].mean(1) for name, chosen in rows.items()}
+
+    def order(self, by: Literal["size", "toward"] = "size") -> list[int]:
+        """Indices of the cells, strongest first; ties in cell order.
+
+        Args:
+            by: "size" ranks by the absolute mean effect, so that cells which work against the behavior are found too;
+                "toward" ranks by how far the edit moved the metric toward the other side.
+        """
+        mean = self.mean()
+        strength = mean.abs() if by == "size" else mean * torch.sign(self.gap.mean())
+        return torch.argsort(strength, descending=True, stable=True).tolist()
+
+    def top(self, k: int, by: Literal["size", "toward"] = "size") -> tuple[str, ...]:
+        """Labels of the `k` strongest cells, strongest first (all of them when there are fewer). See `order`."""
+        if k < 1:
+            raise OutOfRange(f"top({k}): k must be at least 1", k=k)
+        return tuple(self.labels[i] for i in self.order(by)[:k])
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row a cell, in cell order: mean effect, its share of the gap (None without a gap), extremes, spread.
+
+        `cluster_se` is the standard error of the mean over cluster means, None below two clusters.
+        """
+        try:
+            shares: list[float | None] = list(self.share().tolist())
+        except NoBehavior:
+            shares = [None] * len(self)
+        means = torch.stack(list(self.by_cluster().values()), 1)
+        n = means.shape[1]
+        spread = (means.std(1) / n**0.5).tolist() if n > 1 else [None] * len(self)
+        raw = self.raw
+        columns = zip(self.labels, raw.mean(1).tolist(), shares, spread, raw.amin(1).tolist(), raw.amax(1).tolist())
+        names = ("site", "effect", "share", "cluster_se", "lowest", "highest")
+        return [dict(zip(names, row)) | {"unit": self.unit, "examples": raw.shape[1], "clusters": n} for row in columns]
+
+    def select(self, which: str | Sequence[str] | Callable[[str], bool]) -> "Effects":
+        """The cells whose label matches a pattern (`z.*`, `*@end`), is in a list, or passes a function.
+
+        Raises UnknownName when a label of the list is not there or when nothing matches.
+        """
+        if callable(which):
+            kept = [i for i, label in enumerate(self.labels) if which(label)]
+        elif isinstance(which, str):
+            kept = [i for i, label in enumerate(self.labels) if label == which or fnmatch.fnmatchcase(label, which)]
+        else:
+            place = {label: i for i, label in enumerate(self.labels)}
+            for label in which:
+                if label not in place:
+                    raise UnknownName(f"no cell {label!r} in these effects.{did_you_mean(label, place)}", name=label)
+            kept = [place[label] for label in which]
+        if not kept:
+            hint = did_you_mean(which, self.labels) if isinstance(which, str) else ""
+            raise UnknownName(f"nothing matches {which!r} among {len(self)} cells.{hint}", name=str(which))
+        return replace(self, labels=tuple(self.labels[i] for i in kept), values=self.values[kept])
+
+    def save(self, path: str | Path) -> str:
+        """Write one safetensors file with its manifest; returns the file's SHA-256."""
+        texts = {name: getattr(self, name) for name in _TEXTS}
+        manifest = {"kind": "effects", "format": 1, **texts, "provenance": self.provenance}
+        return save_tensors(Path(path), {name: getattr(self, name) for name in _TENSORS}, manifest)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Model | None = None) -> "Effects":
+        """Read a saved file. Raises WrongModel when `model` is not the one it was made with, BrokenEvidence when the
+        file is not a saved `Effects`."""
+        tensors, manifest = load_tensors(Path(path))
+        if manifest.get("kind") != "effects":
+            raise BrokenEvidence(
+                f"{path}: holds {manifest.get('kind')!r}, not effects; load it with its own class", path=str(path)
+            )
+        effects = _assemble(tensors, manifest, str(path))
+        if model is not None:
+            require_same_model(effects.provenance.model, model.digest, f"{path}")
+        return effects
+
+
+_TENSORS = ("values", "clean", "corrupt")
+_TEXTS = ("labels", "on", "method", "metric", "unit", "sign", "clusters", "ids")
+
+
+def _assemble(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], path: str) -> Effects:
+    try:
+        texts = {name: manifest[name] for name in _TEXTS}
+        parts = {name: tensors[name] for name in _TENSORS}
+        provenance = Provenance(**manifest["provenance"])
+    except (KeyError, TypeError) as error:
+        raise BrokenEvidence(
+            f"{path}: a part of the saved effects is missing ({error}); save them again", path=path
+        ) from None
+    for name in ("labels", "clusters", "ids"):
+        texts[name] = tuple(texts[name])
+    n = len(texts["ids"])
+    expected = {"values": (len(texts["labels"]), n), "clean": (n,), "corrupt": (n,)}
+    found = {name: tuple(parts[name].shape) for name in _TENSORS}
+    if found != expected or len(texts["clusters"]) != n:
+        raise BrokenEvidence(
+            f"{path}: tensors of shape {found} do not fit {len(texts['labels'])} cells and {n} examples; "
+            "save them again",
+            path=path,
+        )
+    return Effects(**parts, **texts, provenance=provenance)

@@ -1,0 +1,1 @@
+"""Figures as custom elements, and the linker that puts them into one offline page."""

@@ -1,0 +1,1 @@
+"""How the embedded models are trained: one file and one command a model, seeded."""

@@ -1,0 +1,169 @@
+"""Law: a plan changes the cost of runs, never their answer. Every family, every kind of edit, every packing."""
+
+from functools import cache
+
+import pytest
+import torch
+from tests.families import CAUSAL, FAMILIES, tiny
+
+import cutaway
+from cutaway import engine, sites
+from cutaway.engine import Run
+from cutaway.models import Model, Site, Tokens
+
+TOLERANCE = 2e-5
+"""Largest difference allowed, relative to the largest logit: products of another shape round differently in float32."""
+
+
+@cache
+def model_of(family: str) -> Model:
+    return cutaway.load(tiny(family))
+
+
+def prompts(model: Model, lengths=(9, 9, 6), pad="right", seed=1) -> Tokens:
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(3, 99, (n,), generator=generator).tolist() for n in lengths]
+    return model.encode(rows, pad=pad, roles={"subject": [1, 2, 1]})
+
+
+def have(model: Model, kinds: list[str]) -> list[str]:
+    return [kind for kind in kinds if kind in model.body.layers[1].taps and model.body.status(Site(kind, 1)).editable]
+
+
+def residual(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
+    acts = model.capture(clean, [Site(k, layer) for k in have(model, ["resid_pre", "resid_mid", "resid_post"]) for layer in range(3)])
+    places = ("subject", 0, -1, [1, 3], None)
+    return [
+        Run(corrupt, (site.at(pos).patch(acts),), reads=(Site("resid_post", 2),), logits="all")
+        for i, site in enumerate(acts)
+        for pos in (places[i % 5], places[(i + 2) % 5])
+    ]
+
+
+def heads(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
+    acts = model.capture(clean, [Site(k, layer) for k in ("q", "k", "v", "z") for layer in range(3)])
+    runs = []
+    for site in acts:
+        for head in range(model.body.n_units(site)):
+            edit = site.head(head).patch(acts) if head % 2 else site.head(head).at(2).scale(0.5)
+            runs.append(Run(corrupt, (edit,), logits="all"))
+    return runs
+
+
+def neurons(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
+    kinds = have(model, ["mlp_pre", "mlp_act"])
+    found = [Run(corrupt, (Site(kind, layer).neuron([0, 5]).at("end").add(torch.tensor([3.0, -2.0])),), logits="all") for kind in kinds for layer in range(3)]
+    return [*found, *(Run(corrupt, (Site(kind, 1).at("end").scale(-1.5),), logits="all") for kind in have(model, ["mlp_in", "mlp_out", "attn_in", "attn_out"]))]
+
+
+def patterns(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
+    acts = model.capture(clean, [sites.pattern[1]])
+    return [
+        Run(corrupt, (sites.pattern[1].head(2).patch(acts),), reads=(sites.z[1], sites.pattern[2]), logits="end"),
+        Run(corrupt, (sites.scores[0].head(1).at(3).scale(2.0),), reads=(sites.pattern[0],), logits="all"),
+        Run(corrupt, (sites.pattern[2].head([0, 3]).zero(),), logits="all"),
+    ]
+
+
+def several(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
+    acts = model.capture(clean, [sites.resid_post[0], sites.z[2]])
+    return [
+        Run(corrupt, (sites.resid_post[0].at("subject").patch(acts), sites.z[2].head(1).zero(), sites.resid_pre[2].at(4).scale(2.0)), logits="all"),
+        Run(corrupt, (sites.z[1].head(0).scale(2.0), sites.z[1].head(0).zero(), sites.z[1].head(3).rows([1]).zero()), reads=(sites.embed, sites.v[1]), logits="end"),
+        Run(corrupt, (), reads=(sites.resid_post[1], sites.pattern[0]), logits="end"),
+        Run(corrupt, (sites.resid_post[1].at(3).project_out(torch.arange(32.0)),), reads=(sites.resid_post[0],), logits=((1, 3), (3, 0), (2, 4))),
+    ]
+
+
+def largest_difference(left: list, right: list) -> float:
+    worst = 0.0
+    for a, b in zip(left, right, strict=True):
+        assert (a.logits is None) == (b.logits is None)
+        pairs = [(a.activations[site], b.activations[site]) for site in a.activations]
+        assert list(a.activations) == list(b.activations)
+        for x, y in [*pairs, *([(a.logits, b.logits)] if a.logits is not None else [])]:
+            assert x.shape == y.shape
+            finite = y.abs() < 1e30  # masked scores are the dtype's lowest number
+            worst = max(worst, float(((x - y) * finite).abs().max() / (y * finite).abs().max().clamp(min=1e-6)))
+    return worst
+
+
+@pytest.mark.parametrize("pad", ["right", "left"])
+@pytest.mark.parametrize("edits", [residual, heads, neurons, patterns, several])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plan_equals_reference(family, edits, pad):
+    model = model_of(family)
+    clean, corrupt = prompts(model, pad=pad), prompts(model, pad=pad, seed=2)
+    runs = edits(model, clean, corrupt)
+    real = [torch.arange(n) + o for n, o in zip(corrupt.lengths, corrupt.offsets)]
+    oracle = masked(engine.reference(model, runs), real)
+    plain = masked(engine.reference(model, [Run(corrupt, logits=run.logits) for run in runs]), real)
+    assert all(not torch.equal(a.logits, b.logits) for a, b, run in zip(oracle, plain, runs) if run.edits), "every edit must matter, or the law is empty"
+    for max_tokens in (4096, 20):
+        found = masked(engine.plan(model, runs, max_tokens=max_tokens).execute(), real)
+        assert largest_difference(found, oracle) < TOLERANCE, max_tokens
+
+
+def masked(results: list, real: list[torch.Tensor]) -> list:
+    """Padding holds numbers that nobody may read: zero them in whole-row logits and drop them from sites."""
+    kept = []
+    for result in results:
+        mask = torch.zeros(3, 9, dtype=torch.bool)
+        for row, columns in enumerate(real):
+            mask[row, columns] = True
+        logits = result.logits
+        if logits is not None and logits.shape[1] == 9:
+            logits = logits * mask[:, :, None]
+        values = {}
+        for site, value in result.activations.tensors.items():
+            shape = (3, 1, 9) if site.kind in ("scores", "pattern") else (3, 9)
+            values[site] = value * mask.view(*shape, *[1] * (value.ndim - len(shape)))
+        kept.append(type(result)(logits, type(result.activations)(values, None, result.activations.model)))
+    return kept
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_plan_saves_and_says_so(family):
+    model = model_of(family)
+    clean, corrupt = prompts(model, (16, 16, 16)), prompts(model, (16, 16, 16), seed=2)
+    acts = model.capture(clean, sites.resid_pre[:])
+    runs = [Run(corrupt, (site.at(p).patch(acts),), logits="end") for site in acts for p in range(16)]
+    explained = engine.plan(model, runs).explain()
+    assert explained.naive == 48 * 48 * 3
+    assert explained.bound <= explained.planned < 0.6 * explained.naive
+    assert f"{explained.ratio:.1f} times fewer" in str(explained)
+
+
+def test_reduce_keeps_row_order_in_any_chunks():
+    model = model_of("llama")
+    clean, corrupt = prompts(model), prompts(model, seed=2)
+    acts = model.capture(clean, [sites.resid_post[1]])
+    runs = [Run(corrupt, (sites.resid_post[1].at("subject").patch(acts),), logits="end"), Run(corrupt, logits="end")]
+    whole = engine.plan(model, runs).execute(reduce=lambda result, rows: result.logits[:, 0])
+    for max_tokens in (9, 18):
+        seen = []
+        parts = engine.plan(model, runs, max_tokens=max_tokens).execute(reduce=lambda r, rows, seen=seen: seen.append(rows.tolist()) or r.logits[:, 0])
+        assert sorted(r for rows in seen for r in rows) == [0, 0, 1, 1, 2, 2]
+        for a, b in zip(whole, parts, strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_rows_without_an_edit_are_as_if_there_was_none():
+    model = model_of("gpt2")
+    corrupt = prompts(model)
+    run = Run(corrupt, (sites.z[1].head(0).rows([2]).zero(),), logits="all")
+    for max_tokens in (4096, 9):
+        edited = engine.plan(model, [run], max_tokens=max_tokens).execute()[0].logits
+        plain = model.run(corrupt).logits
+        assert torch.allclose(edited[:2], plain[:2], atol=1e-5)
+        assert not torch.allclose(edited[2, :6], plain[2, :6], atol=1e-3)
+
+
+def test_progress_reaches_the_whole():
+    model = model_of("qwen3")
+    corrupt = prompts(model)
+    runs = [Run(corrupt, (sites.z[layer].head(h).zero(),), logits="end") for layer in range(3) for h in range(4)]
+    seen: list[tuple[int, int]] = []
+    engine.plan(model, runs, max_tokens=30).execute(progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1]
+    assert [d for d, _ in seen] == sorted({d for d, _ in seen})

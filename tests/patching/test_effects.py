@@ -1,0 +1,132 @@
+"""The record of effects: shares are ratios of means, files come back as they were, and another model is refused."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cutaway.artifacts import Provenance, load_tensors, save_tensors
+from cutaway.errors import BrokenEvidence, NoBehavior, OutOfRange, UnknownName, WrongModel
+from cutaway.models import load
+from cutaway.patching import Effects
+from tests.families import tiny
+
+
+def made(**changes: Any) -> Effects:
+    """Three cells on two clusters of two pairs; the last pair has nearly no gap."""
+    options: dict[str, Any] = {
+        "labels": ("z.0.h0@end", "z.1.h3@end", "mlp_out.1"),
+        "values": torch.tensor([[1.0, 1.0, 1.0, 1.0], [3.0, 4.0, 2.0, 2.0], [0.5, 1.0, 1.5, 0.0]]),
+        "clean": torch.tensor([3.0, 4.0, 2.0, 1.001]),
+        "corrupt": torch.tensor([1.0, 1.0, 1.0, 1.0]),
+        "on": "corrupt",
+        "method": "denoise",
+        "metric": "logit_diff",
+        "unit": "nat",
+        "sign": 1,
+        "clusters": ("a", "a", "b", "b"),
+        "ids": ("0", "1", "2", "3"),
+        "provenance": Provenance("model", "data", "0", 3),
+    }
+    return Effects(**{**options, **changes})
+
+
+def test_raw_is_value_minus_base() -> None:
+    effects = made()
+    assert effects.raw[1].tolist() == [2.0, 3.0, 1.0, 1.0]
+    assert effects.mean().tolist() == pytest.approx([0.0, 1.75, -0.25])
+
+
+def test_a_share_is_a_ratio_of_means_not_a_mean_of_ratios() -> None:
+    effects = made()
+    gap = torch.tensor([2.0, 3.0, 1.0, 0.001])
+    assert effects.share()[1].item() == pytest.approx(7 / 6.001)
+    assert (effects.raw[1] / gap).mean().item() > 200  # what the pair without a gap would make of it
+    torch.testing.assert_close(effects.normalised, effects.raw / gap.mean())
+
+
+@pytest.mark.parametrize("on", ["clean", "corrupt"])
+def test_the_whole_way_is_one_on_both_sides(on: str) -> None:
+    effects = made(on=on)
+    whole = replace(effects, labels=("all", "none"), values=torch.stack([effects.target, effects.base]))
+    assert whole.share().tolist() == pytest.approx([1.0, 0.0])
+
+
+def test_no_gap_no_share() -> None:
+    effects = made(clean=torch.ones(4))
+    with pytest.raises(NoBehavior, match="logit_diff"):
+        effects.share()
+    assert effects.table()[1]["share"] is None
+    assert effects.mean()[1].item() == pytest.approx(1.75)
+
+
+def test_the_strongest_cells() -> None:
+    effects = made(values=torch.tensor([[1.1] * 4, [1.5] * 4, [0.0] * 4]))
+    assert effects.top(2) == ("mlp_out.1", "z.1.h3@end")
+    assert effects.top(9, by="toward") == ("z.1.h3@end", "z.0.h0@end", "mlp_out.1")
+    assert replace(effects, on="clean", clean=effects.corrupt, corrupt=effects.clean).top(1, by="toward") == ("z.1.h3@end",)
+    with pytest.raises(OutOfRange, match="at least 1"):
+        effects.top(0)
+
+
+def test_clusters_are_averaged_first() -> None:
+    effects = made()
+    assert {name: found.tolist() for name, found in effects.by_cluster().items()} == {
+        "a": pytest.approx([0.0, 2.5, -0.25]),
+        "b": pytest.approx([0.0, 1.0, -0.25]),
+    }
+    row = effects.table()[1]
+    assert row["site"] == "z.1.h3@end"
+    assert row["effect"] == pytest.approx(1.75)
+    assert row["cluster_se"] == pytest.approx(0.75)
+    assert (row["lowest"], row["highest"], row["unit"], row["examples"], row["clusters"]) == (1.0, 3.0, "nat", 4, 2)
+    assert made(clusters=("a",) * 4).table()[0]["cluster_se"] is None
+
+
+def test_select() -> None:
+    effects = made()
+    assert effects.select("z.*").labels == ("z.0.h0@end", "z.1.h3@end")
+    assert effects.select("*@end").values.shape == (2, 4)
+    chosen = effects.select(["mlp_out.1", "z.0.h0@end"])
+    assert chosen.labels == ("mlp_out.1", "z.0.h0@end")
+    assert torch.equal(chosen.values, effects.values[[2, 0]])
+    assert effects.select(lambda label: "h3" in label).labels == ("z.1.h3@end",)
+    with pytest.raises(UnknownName, match=r"z\.1\.h3@end"):
+        effects.select(["z.1.h2@end"])
+    with pytest.raises(UnknownName, match="nothing matches"):
+        effects.select("resid*")
+
+
+def test_a_saved_file_comes_back(tmp_path: Path) -> None:
+    effects = made()
+    effects.save(tmp_path / "e.safetensors")
+    back = Effects.load(tmp_path / "e.safetensors")
+    for field in fields(Effects):
+        old, new = getattr(effects, field.name), getattr(back, field.name)
+        assert torch.equal(old, new) if isinstance(old, torch.Tensor) else old == new, field.name
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    model = load(tiny("gpt2"))
+    made(provenance=Provenance(model.digest, "data", "0")).save(tmp_path / "own.safetensors")
+    assert Effects.load(tmp_path / "own.safetensors", model).labels
+    made().save(tmp_path / "e.safetensors")
+    with pytest.raises(WrongModel, match="e.safetensors"):
+        Effects.load(tmp_path / "e.safetensors", model)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"values": torch.ones(2)}, {"kind": "activations"})
+    with pytest.raises(BrokenEvidence, match="activations"):
+        Effects.load(path)
+    made().save(path)
+    tensors, manifest = load_tensors(path)
+    save_tensors(path, {**tensors, "values": tensors["values"][:2]}, manifest)
+    with pytest.raises(BrokenEvidence, match="3 cells"):
+        Effects.load(path)
+    save_tensors(path, tensors, {key: item for key, item in manifest.items() if key != "clusters"})
+    with pytest.raises(BrokenEvidence, match="clusters"):
+        Effects.load(path)

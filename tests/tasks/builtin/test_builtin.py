@@ -1,0 +1,124 @@
+"""The registry, and what all built-in tasks keep: they align, repeat for a seed, and split whole clusters."""
+
+from pathlib import Path
+
+import pytest
+
+from cutaway.errors import Misaligned, OutOfRange, UnknownName
+from cutaway.models.model import Model
+from cutaway.tasks import SPLITS, Pair, Task, describe, get, names
+from cutaway.tasks.builtin.collect import collect, fill
+from cutaway.tasks.builtin.ioi import NAMES as PEOPLE
+from cutaway.tasks.builtin.ioi import PLACES as SCENES
+from cutaway.tasks.builtin.ioi import TEMPLATES, THINGS
+from cutaway.tasks.builtin.pronoun import KINDS, NAME_TEMPLATES, NAMES, NOUN_TEMPLATES, NOUNS
+from cutaway.tasks.builtin.pronoun import PLACES as SPOTS
+from cutaway.tasks.builtin.pronoun import THINGS as TOYS
+from tests.tasks.vocabularies import loaded, model_of, word_level
+
+EVERY = pytest.mark.parametrize("name", names())
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """A model whose tokenizer has one token for every word of the built-in tasks."""
+    texts = " ".join(
+        (*TEMPLATES, *PEOPLE, *SCENES, *THINGS, *NOUN_TEMPLATES, *NAME_TEMPLATES, *SPOTS, *TOYS, *KINDS, "They")
+    )
+    subjects = " ".join(word for pair in (*NOUNS, *NAMES) for word in pair)
+    plain = "".join(mark if mark.isalnum() else " " for mark in f"{texts} {subjects} She He she he")
+    return model_of(word_level([*sorted(set(plain.split())), ".", ","]))
+
+
+def test_names_are_listed_and_described() -> None:
+    assert names() == ("induction", "ioi", "pronoun")
+    assert all(describe(name).endswith("?") for name in names())
+
+
+def test_an_unknown_task_offers_the_nearest(model: Model) -> None:
+    for ask in (lambda: get("inducton", model), lambda: describe("inducton")):
+        with pytest.raises(UnknownName, match=r"'inducton'.*Did you mean 'induction'"):
+            ask()
+
+
+@EVERY
+def test_defaults_are_enough_for_cluster_statistics(name: str, model: Model) -> None:
+    task = get(name, model)
+    assert task.name == name
+    assert [task.splits[split] for split in SPLITS] == [32, 16, 48]
+    assert [len(task.split(split).clusters) for split in SPLITS] == [8, 4, 12]
+
+
+@EVERY
+def test_pairs_align_and_differ(name: str, model: Model) -> None:
+    batch = get(name, model, n=48).encode(model)
+    assert batch.clean.lengths == batch.corrupt.lengths
+    for row in range(batch.n):
+        differ = [a != b for a, b in zip(batch.clean.row(row), batch.corrupt.row(row))]
+        assert sum(differ) == 1
+        assert not differ[-1]
+        assert batch.answers[row] != batch.foils[row]
+
+
+@EVERY
+def test_the_same_seed_gives_the_same_task_and_another_another(name: str, model: Model) -> None:
+    assert get(name, model, n=30, seed=4) == get(name, model, n=30, seed=4)
+    first, second = (get(name, model, n=30, seed=seed) for seed in (4, 5))
+    assert {pair.clean for pair in first.pairs} != {pair.clean for pair in second.pairs}
+
+
+@EVERY
+def test_no_prompt_stands_twice(name: str, model: Model) -> None:
+    task = get(name, model, n=96)
+    assert len({pair.clean for pair in task.pairs}) == 96
+
+
+@EVERY
+def test_a_small_task_has_as_many_clusters_as_pairs(name: str, model: Model) -> None:
+    task = get(name, model, n=5)
+    assert len(task) == len(task.clusters) == 5
+    assert set(task.splits.values()) >= {1}
+    with pytest.raises(OutOfRange, match="n=0"):
+        get(name, model, n=0)
+
+
+@EVERY
+def test_a_built_in_task_survives_its_file(name: str, model: Model, tmp_path: Path) -> None:
+    task = get(name, model, n=12)
+    task.save(tmp_path / "task.jsonl")
+    assert Task.load(tmp_path / "task.jsonl") == task
+
+
+def test_fill_finds_its_spans() -> None:
+    text, spans = fill("{a} and {b}, {s2}", {"a": "Ann", "b": "Bo", "s2": "Ann"})
+    assert text == "Ann and Bo, Ann"
+    assert {slot: text[start:stop] for slot, (start, stop) in spans.items()} == {"a": "Ann", "b": "Bo", "s2": "Ann"}
+    assert spans["s2"] == (12, 15)
+
+
+def test_too_few_aligned_pairs_are_counted_and_the_first_refusal_is_shown() -> None:
+    good = Pair("The girl smiled.", "The boy smiled.", " She", " He")
+    bad = Pair("The girl ran.", "The girl and the boy ran.", " She", " He")
+    with pytest.raises(
+        Misaligned,
+        match=r"1 of 2 pairs fit .*2 candidates tried.*First that did not fit: .*clean has 5 tokens, corrupt 8",
+    ) as caught:
+        collect(
+            "mine",
+            {"a": iter([good, good]), "b": iter([bad])},
+            loaded("word_level"),
+            n=2,
+            seed=0,
+            metric_name="logit_diff",
+        )
+    assert (caught.value.found, caught.value.wanted, caught.value.tried) == (1, 2, 2)
+
+
+def test_pairs_whose_answers_are_not_single_tokens_are_passed_over() -> None:
+    long = Pair("The girl smiled.", "The boy smiled.", " She ran", " He")
+    good = Pair("The girl ran.", "The boy ran.", " She", " He")
+    candidates = {"a": iter([long, good])}
+    (chosen,) = collect("mine", candidates, loaded("word_level"), n=1, seed=0, metric_name="logit_diff")
+    assert chosen.clean == good.clean
+    (chosen,) = collect("mine", {"a": iter([long])}, loaded("word_level"), n=1, seed=0, metric_name="logprob_diff")
+    assert chosen.clean == long.clean

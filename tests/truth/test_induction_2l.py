@@ -1,0 +1,170 @@
+"""The mechanism of `induction-2l`, measured again: plain Hugging Face, plain torch hooks, rows from a fresh seed.
+
+Nothing of the engine, the methods or the recipe's own measurements is used, only its generator of rows.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from cutaway import zoo
+from cutaway.zoo.exact import Rows
+from cutaway.zoo.recipes.induction_2l import draw_rows
+
+TRUTH = zoo.truth("induction-2l")
+HEADS = [node for node in TRUTH.nodes if node.site.startswith("z.")]
+MLPS = [node for node in TRUTH.nodes if node.site.startswith("mlp_out.")]
+D_HEAD = zoo.card("induction-2l").sizes["d_head"]
+TOLERANCE = 0.04
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return AutoModelForCausalLM.from_pretrained(zoo.path("induction-2l"), attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return draw_rows(192, length=TRUTH.length, chance=random.Random(77))
+
+
+def place(site: str) -> tuple[int, int]:
+    _, layer, head = site.split(".")
+    return int(layer), int(head.removeprefix("h"))
+
+
+@contextmanager
+def hooked(*handles: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def logits_of(model: Any, rows: Rows) -> Tensor:
+    with torch.no_grad():
+        return model(rows.ids, use_cache=False).logits
+
+
+def score(logits: Tensor, rows: Rows) -> float:
+    """Mean logit of the right token minus the mean logit of the row's other tokens: foils without a draw."""
+    right = logits[:, :-1].gather(2, rows.ids[:, 1:, None])[..., 0]
+    others = torch.zeros(len(rows.ids), logits.shape[-1]).scatter_(1, rows.ids[:, 1:], 1.0)
+    mean = (logits[:, :-1] * others[:, None]).sum(-1) / others.sum(-1, keepdim=True)
+    return (right - mean)[rows.predictable[:, 1:]].mean().item()
+
+
+def ablated(model: Any, rows: Rows, site: str, value: Callable[[Tensor], Tensor]) -> float:
+    """Share of the score that is lost when a head's or an MLP's output is replaced."""
+    kind, layer = site.split(".")[0], model.model.layers[int(site.split(".")[1])]
+
+    def head_changed(module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+        start = place(site)[1] * D_HEAD
+        z = args[0].clone()
+        z[..., start : start + D_HEAD] = value(z[..., start : start + D_HEAD])
+        return (z,)
+
+    handle = (
+        layer.self_attn.o_proj.register_forward_pre_hook(head_changed)
+        if kind == "z"
+        else layer.mlp.register_forward_hook(lambda module, args, out: value(out))
+    )
+    with hooked(handle):
+        changed = logits_of(model, rows)
+    return 1 - score(changed, rows) / score(logits_of(model, rows), rows)
+
+
+VALUES: dict[str, Callable[[Tensor], Tensor]] = {
+    "resample": lambda z: torch.cat([z[-1:], z[:-1]]),
+    "mean": lambda z: z.mean((0, 1), keepdim=True).expand_as(z),
+    "mean_by_position": lambda z: z.mean(0, keepdim=True).expand_as(z),
+    "zero": torch.zeros_like,
+}
+
+
+def test_the_circuit_is_one_previous_token_head_one_induction_head_and_a_decoy() -> None:
+    assert len(TRUTH.heads("previous_token")) == len(TRUTH.heads("induction")) == 1
+    assert place(TRUTH.heads("previous_token")[0])[0] == 0
+    assert place(TRUTH.heads("induction")[0])[0] == 1
+    assert {place(site)[0] for site in TRUTH.heads("decoy")} == {0, 1}
+    assert len(TRUTH.nodes) == 10
+
+
+@pytest.mark.parametrize("node", HEADS, ids=lambda node: node.site)
+def test_attention_is_what_the_card_says(model: Any, rows: Rows, node: zoo.Node) -> None:
+    layer, head = place(node.site)
+    with torch.no_grad():
+        pattern = model(rows.ids, use_cache=False, output_attentions=True).attentions[layer][:, head]
+    before = torch.stack([pattern[:, at, at - 1] for at in range(1, pattern.shape[1])]).mean().item()
+    assert before == pytest.approx(node.to_previous, abs=TOLERANCE)
+    found = []
+    for row, ids in enumerate(rows.ids.tolist()):
+        for at in range(len(ids) - 1):
+            if rows.predictable[row, at + 1]:
+                after_same = [seen + 1 for seen in range(at) if ids[seen] == ids[at]]
+                found.append(pattern[row, at, after_same].sum().item())
+    assert sum(found) / len(found) == pytest.approx(node.to_successor, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("how", sorted(VALUES))
+@pytest.mark.parametrize("node", [*HEADS, *MLPS], ids=lambda node: node.site)
+def test_ablation_does_what_the_card_says(model: Any, rows: Rows, node: zoo.Node, how: Any) -> None:
+    drop = ablated(model, rows, node.site, VALUES[how])
+    assert drop == pytest.approx(node.effects[how].drop, abs=TOLERANCE)
+    if node.role == "decoy":
+        assert abs(drop) < 0.05
+    if node.role in ("previous_token", "induction"):
+        assert drop > 0.5
+
+
+def test_the_previous_token_head_acts_through_the_keys_of_the_induction_head(model: Any, rows: Rows) -> None:
+    """The direct path into each port, with a shifted residual stream fed to the projection alone."""
+    (source,), (reader,) = TRUTH.heads("previous_token"), TRUTH.heads("induction")
+    (layer, head), (reading, reading_head) = place(source), place(reader)
+    kept: dict[str, Tensor] = {}
+    attention = model.model.layers[layer].self_attn
+    block = model.model.layers[reading]
+    with hooked(
+        attention.o_proj.register_forward_pre_hook(lambda module, args: kept.update(z=args[0])),
+        block.input_layernorm.register_forward_pre_hook(lambda module, args: kept.update(resid=args[0])),
+    ):
+        intact = score(logits_of(model, rows), rows)
+    start = head * D_HEAD
+    z = torch.zeros_like(kept["z"])
+    z[..., start : start + D_HEAD] = (VALUES["resample"](kept["z"]) - kept["z"])[..., start : start + D_HEAD]
+    with torch.no_grad():
+        seen = block.input_layernorm(kept["resid"] + attention.o_proj(z))
+    own = slice(reading_head * D_HEAD, (reading_head + 1) * D_HEAD)
+    drops = {}
+    for port in ("q", "k", "v"):
+        projection = getattr(block.self_attn, f"{port}_proj")
+        with torch.no_grad():
+            shifted = projection(seen)
+
+        def change(module: Any, args: Any, out: Tensor, shifted: Tensor = shifted) -> Tensor:
+            out = out.clone()
+            out[..., own] = shifted[..., own]
+            return out
+
+        with hooked(projection.register_forward_hook(change)):
+            drops[port] = 1 - score(logits_of(model, rows), rows) / intact
+    said = {edge.target.split(".")[0]: edge.effect.drop for edge in TRUTH.edges if edge.source == source}
+    assert drops == pytest.approx(said, abs=TOLERANCE)
+    assert drops["k"] > 0.9
+    assert max(abs(drops["q"]), abs(drops["v"])) < 0.1
+
+
+def test_the_scrambled_twin_has_no_behavior(model: Any, rows: Rows) -> None:
+    chance = 1 / model.config.vocab_size
+    for seed in range(3):
+        logits = logits_of(zoo.scrambled(model, seed), rows)
+        hit = (logits[:, :-1].argmax(-1) == rows.ids[:, 1:])[rows.predictable[:, 1:]].float().mean().item()
+        assert hit < 10 * chance
+        assert abs(score(logits, rows)) < 0.05 * TRUTH.logit_diff

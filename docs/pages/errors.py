@@ -1,6 +1,7 @@
 """The page of all errors: each leaf of the tree, its meaning, an example that is run for its message, the remedy."""
 
 import inspect
+import re
 import tempfile
 from contextlib import chdir
 from dataclasses import dataclass
@@ -28,13 +29,16 @@ The messages on this page come from running the examples. In them `model` is `cu
 """
 
 
+TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)?")
+
+
 @dataclass(frozen=True)
 class Row:
     """What the page says of one error."""
 
     remedy: str
     """What to do, beyond what the message says."""
-    example: str
+    example: str = ""
     """Python that raises it; `model` is `cutaway.load("induction-2l")`, the working directory is empty."""
 
 
@@ -45,13 +49,13 @@ def page() -> str:
 
 
 def message(kind: type[CutawayError], example: str, scene: dict[str, Any]) -> str:
-    """The message that `example` raises; an example that raises something else, or nothing, is a mistake of this page."""
+    """The message that `example` raises; one that raises something else, or nothing, is a mistake of this page."""
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         try:
             exec(example, dict(scene))
         except CutawayError as error:
             if type(error) is kind:
-                return str(error)
+                return TIME.sub("2026-01-31T12:00:00Z", str(error))
             raise RuntimeError(f"the example of {kind.__name__} raised {type(error).__name__}") from error
     raise RuntimeError(f"the example of {kind.__name__} raised nothing")
 
@@ -69,9 +73,11 @@ def _branch(branch: type[CutawayError], scene: dict[str, Any]) -> str:
 
 def _leaf(leaf: type[CutawayError], scene: dict[str, Any]) -> str:
     row = ROWS[leaf.__name__]
-    code = "\n".join(f"    {line}" for line in row.example.strip().splitlines())
-    said = message(leaf, row.example, scene)
-    return f"\n### {leaf.__name__}\n\n{inspect.getdoc(leaf)}\n\n{code}\n\n> {said}\n\n{row.remedy}\n"
+    shown = ""
+    if row.example:
+        code = "\n".join(f"    {line}".rstrip() for line in row.example.strip().splitlines())
+        shown = f"\n{code}\n\n> {message(leaf, row.example, scene)}\n"
+    return f"\n### {leaf.__name__}\n\n{inspect.getdoc(leaf)}\n{shown}\n{row.remedy}\n"
 
 
 ROWS: dict[str, Row] = {
@@ -88,11 +94,11 @@ ROWS: dict[str, Row] = {
         'cutaway.tasks.get("inducton", model)',
     ),
     "BadEdit": Row(
-        "Give a value of the shape that one position of the site has, or of the whole site; `axes.py` lists the shapes.",
+        "Give a value of the shape of one position of the site, or of the whole site; `axes.py` lists the shapes.",
         'model.run("a b", edits=[cutaway.sites.resid_pre[1].add(torch.ones(3))])',
     ),
     "ModelNotFound": Row(
-        "Check the spelling, the path, or the network. A gated model needs HF_TOKEN and its licence accepted on the hub.",
+        "Check the spelling, the path, the network. A gated model needs HF_TOKEN and its licence accepted on the hub.",
         'cutaway.load("./no-such-folder")',
     ),
     "ModelIncomplete": Row(
@@ -125,7 +131,7 @@ finally:
     ),
     "TokenizerUnfit": Row(
         "Pass `tokenizer=` to `cutaway.load`, or give rows of token ids instead of text.",
-        "cutaway.load(model.module, audit=False).encode(\"a b\")",
+        'cutaway.load(model.module, audit=False).encode("a b")',
     ),
     "SiteUnavailable": Row(
         "The reason is the model's, not a setting: choose another site. `cutaway models audit MODEL` shows them all.",
@@ -134,10 +140,23 @@ finally:
     "SelfCheckFailed": Row(
         "The module is no stack of blocks that cutaway can follow. `cutaway.wrap` reads and edits it by module path.",
         """
-from transformers import AutoConfig, AutoModel
+from types import SimpleNamespace
 
-config = AutoConfig.for_model("resnet", num_channels=3, embedding_size=4, hidden_sizes=[4], depths=[1])
-cutaway.load(AutoModel.from_config(config))
+
+class Bag(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace()
+        self.embed, self.head = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9)
+
+    def get_input_embeddings(self):
+        return self.embed
+
+    def forward(self, input_ids):
+        return SimpleNamespace(logits=self.head(self.embed(input_ids)))
+
+
+cutaway.load(Bag())
 """,
     ),
     "EditNeverApplied": Row(
@@ -154,22 +173,18 @@ class Half(torch.nn.Module):
 
 
 edit = cutaway.sites.module("unused", "output").zero()
-cutaway.wrap(Half()).run(torch.ones(1, 2), edits=[edit])
+cutaway.wrap(Half().eval()).run(torch.ones(1, 2), edits=[edit])
 """,
     ),
     "EditFailed": Row(
         "Mend the function. The original exception is the error's `__cause__`.",
-        'model.run("a b", edits=[cutaway.sites.resid_pre[1].apply(lambda x: x / 0 if x is None else 1 / 0)])',
+        'model.run("a b", edits=[cutaway.sites.resid_pre[1].apply(lambda x: 1 / 0)])',
     ),
-    "PositionPassed": Row("", ""),
-    "Interrupted": Row("", ""),
-    "OutOfMemory": Row(
-        "Pass the `max_tokens` that the message names, use a smaller dtype, or another device.",
-        """
-wide = cutaway.wrap(torch.nn.Linear(1, 10**6))
-wide.run(torch.ones(1, 1).expand(10**9, 1))
-""",
+    "PositionPassed": Row("Edit a position that is still computed, or run the prompt again without its cache."),
+    "Interrupted": Row(
+        "Run the same command again: finished steps are kept and are not computed anew. No file is left half-written."
     ),
+    "OutOfMemory": Row("Pass the `max_tokens` that the message names, use a smaller dtype, or another device."),
     "Misaligned": Row(
         "Use words of equal length in tokens, or put the difference at the same place in both prompts.",
         """
@@ -208,7 +223,19 @@ Path("task.jsonl").write_text('{"format": "cutaway.task",')
 cutaway.tasks.Task.load("task.jsonl")
 """,
     ),
-    "NoBehavior": Row("", ""),
+    "NoBehavior": Row(
+        "Study a behavior that the model shows: other prompts, another metric, another model. A model with scrambled "
+        "weights ends here too, as it should.",
+        """
+from dataclasses import replace
+
+from cutaway import patching, tasks
+
+task = tasks.get("induction", model, n=12)
+same = replace(task, pairs=[replace(pair, corrupt=pair.clean) for pair in task.pairs])
+patching.sweep(model, same, ["z.1"], positions=["end"]).share()
+""",
+    ),
     "WrongModel": Row(
         "Make the artifact again with this model, or load the model that it belongs to.",
         """
@@ -245,6 +272,28 @@ from cutaway.stats import mean_interval
 mean_interval(numpy.array([1.0, 2.0]), ["one", "one"])
 """,
     ),
-    "ClaimChanged": Row("", ""),
-    "SplitOpened": Row("", ""),
+    "ClaimChanged": Row(
+        "Run the claim with what was registered. A changed claim is a new claim, on data that no one has looked at.",
+        """
+from pathlib import Path
+
+from cutaway.claims import FrozenClaim
+
+path = Path("claim.json")
+FrozenClaim({"claim": "head 3 copies"}).save(path)
+path.write_text(path.read_text().replace("head 3", "head 4"))
+FrozenClaim.load(path)
+""",
+    ),
+    "SplitOpened": Row(
+        "Read the result that is there. A second look at the same data is no test.",
+        """
+from cutaway.claims import Ledger
+
+ledger = Ledger("ledger.sqlite")
+ledger.open_split("a" * 64, {})
+ledger.append("result", "a" * 64, {})
+ledger.open_split("a" * 64, {})
+""",
+    ),
 }

@@ -32,7 +32,7 @@ def prediction(
     """One prediction's record whose instruments are in order."""
     n = len(values)
     gaps = np.full(n, 2.0) if gap is None else np.asarray(gap)
-    planted = {"ratio": gaps, "share": np.ones(n), "mean": np.full(n, 10 * abs(minimum))}[scale]
+    planted = {"ratio": gaps, "share": np.ones(n)}.get(scale, np.full(n, 10 * abs(minimum)))
     return {
         "kind": "necessary",
         "sentence": "the drop is large",

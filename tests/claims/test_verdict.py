@@ -60,7 +60,7 @@ def test_a_suppressor_lies_below_a_negative_minimum() -> None:
 
 def test_a_bound_on_a_side_effect_needs_no_components() -> None:
     small, large = np.abs(wavy(0.02, 0.01, 50)), np.abs(wavy(0.5, 0.01, 50))
-    shape = {"minimum": 0.1, "side": "at_most", "scale": "mean", "rule": "none", "kind": "specific"}
+    shape = {"minimum": 0.1, "side": "at_most", "scale": "skewed", "rule": "none", "kind": "specific"}
     assert verdict(result(prediction(small, **shape)))["verdict"] == "supported"
     assert verdict(result(prediction(large, **shape)))["verdict"] == "refuted"
     dull = prediction(small, **shape)

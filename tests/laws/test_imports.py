@@ -24,7 +24,7 @@ FLOORS: dict[str, float] = {
     "lenses": 5, "patching": 5, "attribution": 5, "dictionaries": 5, "concepts": 5, "steering": 5,
     "circuits": 6, "describe": 6, "reasoning": 6,
     "claims": 7,
-    "viz": 8.0, "report": 8.1, "study": 8.2,
+    "viz": 8.0, "report": 8.1, "loop": 8.2,
     "": 8.5,
     "cli": 9, "workbench": 9,
 }  # fmt: skip

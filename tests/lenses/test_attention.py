@@ -13,7 +13,7 @@ from cutaway.lenses.attention import KINDS, _average, _targets
 from cutaway.models import Model, load, sites
 from cutaway.models.tokens import Tokens, from_rows
 from tests.families import tiny
-from tests.patching.pairs import token_task
+from tests.patching.pairs import loaded, token_task
 
 ROWS = [[11, 12, 13, 11, 12, 14], [20, 20, 21, 20], [30, 31, 32, 33, 34]]
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -21,7 +21,7 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 @pytest.fixture(scope="module")
 def gpt2() -> Model:
-    return load(tiny("gpt2", attn_implementation="eager"))
+    return loaded("gpt2", "eager")
 
 
 def slow(pattern: Tensor, row: list[int]) -> list[float]:
@@ -38,7 +38,7 @@ def slow(pattern: Tensor, row: list[int]) -> list[float]:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bert"])
 def test_scores_equal_slow_loops(family: str) -> None:
-    model = load(tiny(family, attn_implementation="eager"))
+    model = loaded(family, "eager")
     scores = head_scores(model, model.encode(ROWS))
     assert scores.labels[:5] == ("pattern.0.h0", "pattern.0.h1", "pattern.0.h2", "pattern.0.h3", "pattern.1.h0")
     for r, row in enumerate(ROWS):
@@ -79,7 +79,9 @@ def test_padding_adds_nothing(gpt2: Model, pad: str) -> None:
     for r, row in enumerate(ROWS):
         alone = head_scores(gpt2, gpt2.encode([row]))
         for kind in KINDS:
-            torch.testing.assert_close(getattr(together, kind)[:, r], getattr(alone, kind)[:, 0], equal_nan=True, **CLOSE)
+            torch.testing.assert_close(
+                getattr(together, kind)[:, r], getattr(alone, kind)[:, 0], equal_nan=True, **CLOSE
+            )
 
 
 def test_the_bound_on_tokens_changes_nothing(gpt2: Model) -> None:
@@ -108,7 +110,7 @@ def test_the_table_leaves_out_what_no_row_has(gpt2: Model) -> None:
     with pytest.raises(UsageError, match="repeats"):
         scores.top("induction")
     with pytest.raises(UnknownName, match="induction"):
-        scores.mean("inductoin")  # type: ignore[arg-type]
+        scores.mean("inductoin")
 
 
 def test_a_task_means_its_clean_rows(gpt2: Model) -> None:

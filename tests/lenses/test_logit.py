@@ -1,4 +1,4 @@
-"""Laws of the logit lens: the last state is the model, and every state is read by the model's own norm and unembedding."""
+"""Laws of the logit lens: the last state is the model; every state is read by the model's own norm and unembedding."""
 
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,19 @@ from cutaway.errors import OutOfRange, UnknownName, UsageError, WrongModel
 from cutaway.lenses import LogitLens, logit_lens
 from cutaway.models import Model, load, sites
 from tests.families import FAMILIES, tiny
-from tests.patching.pairs import token_batch, token_task
+from tests.patching.pairs import loaded, token_batch, token_task
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
 @pytest.fixture(scope="module")
 def gpt2() -> Model:
-    return load(tiny("gpt2"))
+    return loaded("gpt2")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_state_is_the_model(family: str) -> None:
-    model = load(tiny(family))
+    model = loaded(family)
     batch = token_batch(model, lengths=(7, 5))
     lens = logit_lens(model, batch, k=3)
     with torch.no_grad():
@@ -31,7 +31,9 @@ def test_the_last_state_is_the_model(family: str) -> None:
     ends = torch.tensor(batch.clean.roles["end"])
     own = logits[torch.arange(6), ends].log_softmax(-1)
     answers, foils = (torch.tensor([words[0] for words in found]) for found in (batch.answers, batch.foils))
-    torch.testing.assert_close(lens.difference[-1], own.gather(1, answers[:, None])[:, 0] - own.gather(1, foils[:, None])[:, 0], **CLOSE)
+    torch.testing.assert_close(
+        lens.difference[-1], own.gather(1, answers[:, None])[:, 0] - own.gather(1, foils[:, None])[:, 0], **CLOSE
+    )
     torch.testing.assert_close(lens.probability[-1], own.exp().gather(1, answers[:, None])[:, 0], **CLOSE)
     assert torch.equal(lens.top_ids[-1], own.topk(3).indices)
     torch.testing.assert_close(lens.top_probabilities[-1], own.exp().topk(3).values, **CLOSE)
@@ -51,7 +53,7 @@ def by_hand(model: Model, state: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_every_state_is_read_by_the_models_own_parts(family: str) -> None:
-    model = load(tiny(family))
+    model = loaded(family)
     batch = token_batch(model, lengths=(7, 4))
     wanted = [sites.resid_pre[0], sites.resid_mid[1], sites.resid_post[1]]
     lens = logit_lens(model, batch, wanted, position="subject", on="corrupt")
@@ -66,7 +68,9 @@ def test_every_state_is_read_by_the_models_own_parts(family: str) -> None:
 
 def test_an_index_is_a_position(gpt2: Model) -> None:
     batch = token_batch(gpt2, lengths=(7, 5))
-    assert torch.equal(logit_lens(gpt2, batch, position=-1).difference, logit_lens(gpt2, batch, position="end").difference)
+    assert torch.equal(
+        logit_lens(gpt2, batch, position=-1).difference, logit_lens(gpt2, batch, position="end").difference
+    )
     assert not torch.equal(logit_lens(gpt2, batch, position=0).difference, logit_lens(gpt2, batch).difference)
 
 

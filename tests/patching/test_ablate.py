@@ -12,14 +12,14 @@ from cutaway.models import Model, load, sites
 from cutaway.patching import ablate
 from cutaway.patching.ablate import donor_rows, mean
 from tests.families import FAMILIES, tiny
-from tests.patching.pairs import hooked, plain_scores, token_batch, token_task
+from tests.patching.pairs import hooked, loaded, plain_scores, token_batch, token_task
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
 @pytest.fixture(scope="module")
 def gpt2() -> Model:
-    return load(tiny("gpt2"))
+    return loaded("gpt2")
 
 
 def test_zero_equals_hand_hooks(gpt2: Model) -> None:
@@ -39,10 +39,12 @@ def test_zero_equals_hand_hooks(gpt2: Model) -> None:
 @pytest.mark.parametrize("value", ["mean", "mean_by_position", "resample"])
 def test_what_is_constant_costs_nothing(family: str, value: str) -> None:
     """Every pair is the same pair: means by position and other rows' values are the row's own."""
-    model = load(tiny(family))
+    model = loaded(family)
     batch = token_batch(model, n=1)
     batch = replace(batch, clean=batch.clean.take([0] * 4), corrupt=batch.clean.take([0] * 4))
-    batch = replace(batch, ids=tuple("abcd"), clusters=("x", "x", "y", "y"), answers=batch.answers * 4, foils=batch.foils * 4)
+    batch = replace(
+        batch, ids=tuple("abcd"), clusters=("x", "x", "y", "y"), answers=batch.answers * 4, foils=batch.foils * 4
+    )
     where = "end" if value == "mean" else None
     wanted = [sites.z[1].at(where), sites.mlp_out[1].at(where), sites.resid_post[0].at(where)]
     effects = ablate(model, batch, wanted, value=value, on="corrupt")
@@ -199,6 +201,8 @@ def test_the_corrupt_side_can_be_ablated(gpt2: Model) -> None:
         ("router.0", {}, SiteUnavailable, "mixture"),
     ],
 )
-def test_wrong_requests_say_what_to_do(gpt2: Model, wanted: Any, options: dict[str, Any], error: type[Exception], says: str) -> None:
+def test_wrong_requests_say_what_to_do(
+    gpt2: Model, wanted: Any, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
     with pytest.raises(error, match=says):
         ablate(gpt2, token_batch(gpt2, lengths=(7, 5)), wanted, **options)

@@ -9,9 +9,8 @@ import torch
 
 from cutaway.artifacts import Provenance, load_tensors, save_tensors
 from cutaway.errors import BrokenEvidence, NoBehavior, OutOfRange, UnknownName, WrongModel
-from cutaway.models import load
 from cutaway.patching import Effects
-from tests.families import tiny
+from tests.patching.pairs import loaded
 
 
 def made(**changes: Any) -> Effects:
@@ -66,7 +65,11 @@ def test_the_strongest_cells() -> None:
     effects = made(values=torch.tensor([[1.1] * 4, [1.5] * 4, [0.0] * 4]))
     assert effects.top(2) == ("mlp_out.1", "z.1.h3@end")
     assert effects.top(9, by="toward") == ("z.1.h3@end", "z.0.h0@end", "mlp_out.1")
-    assert replace(effects, on="clean", clean=effects.corrupt, corrupt=effects.clean).top(1, by="toward") == ("z.1.h3@end",)
+    assert replace(effects, on="clean", clean=effects.corrupt, corrupt=effects.clean).top(1, by="toward") == (
+        "z.1.h3@end",
+    )
+    with pytest.raises(UnknownName, match="toward"):
+        effects.top(1, by="towards")
     with pytest.raises(OutOfRange, match="at least 1"):
         effects.top(0)
 
@@ -109,11 +112,11 @@ def test_a_saved_file_comes_back(tmp_path: Path) -> None:
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
-    model = load(tiny("gpt2"))
+    model = loaded("gpt2")
     made(provenance=Provenance(model.digest, "data", "0")).save(tmp_path / "own.safetensors")
     assert Effects.load(tmp_path / "own.safetensors", model).labels
     made().save(tmp_path / "e.safetensors")
-    with pytest.raises(WrongModel, match="e.safetensors"):
+    with pytest.raises(WrongModel, match=r"e\.safetensors"):
         Effects.load(tmp_path / "e.safetensors", model)
 
 

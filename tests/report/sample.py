@@ -13,6 +13,8 @@ from cutaway.report import StudyReport, behavior_check, claim_card
 from cutaway.report.schema import BehaviorCheck, ClaimCard
 
 HASH = "0123456789abcdef" * 4
+N = 64
+"""Pairs behind each prediction."""
 ROLES = ("first name", "subject", "verb", "previous token", "end")
 
 
@@ -132,7 +134,11 @@ def example(index: int) -> dict[str, Any]:
         "clean": clean,
         "corrupt": corrupt,
         "differing": [9, 11],
-        "positions": [{"role": "subject", "index": 9}, {"role": "first name", "index": 11}, {"role": "end", "index": 16}],
+        "positions": [
+            {"role": "subject", "index": 9},
+            {"role": "first name", "index": 11},
+            {"role": "end", "index": 16},
+        ],
         "answer": " she",
         "foil": " he",
         "clean_metric": 2.61 - 0.3 * index,
@@ -148,8 +154,8 @@ def position_map(rng: random.Random, n_layers: int) -> dict[str, Any]:
         rows.append([value + rng.gauss(0, 0.012) for value in values])
     return {
         "title": "Residual stream, layer by position",
-        "sentence": "How much of the difference between the prompts comes back when the residual stream of the clean run "
-        "is put into the corrupt one at one layer and one position. 0: nothing; 1: all of it.",
+        "sentence": "How much of the difference between the prompts comes back when the residual stream of the clean "
+        "run is put into the corrupt one at one layer and one position. 0: nothing; 1: all of it.",
         "unit": "share of the clean-corrupt gap",
         "row_axis": "layer",
         "column_axis": "position",
@@ -164,12 +170,12 @@ def position_map(rng: random.Random, n_layers: int) -> dict[str, Any]:
 def head_map(rng: random.Random, n_layers: int, n_heads: int) -> dict[str, Any]:
     values = [[rng.gauss(0, 0.012) for _ in range(n_heads)] for _ in range(n_layers)]
     values[n_layers // 2][min(3, n_heads - 1)] = 0.41
-    values[3 * n_layers // 4][1] = 0.36
+    values[3 * n_layers // 4][min(1, n_heads - 1)] = 0.36
     values[n_layers - 1][0] = -0.17
     return {
         "title": "Heads, one by one",
-        "sentence": "The same for the output of one head at the last token: a strong blue cell is a head that carries the "
-        "answer, an orange one a head that works against it.",
+        "sentence": "The same for the output of one head at the last token: a strong blue cell is a head that carries "
+        "the answer, an orange one a head that works against it.",
         "unit": "share of the clean-corrupt gap",
         "row_axis": "layer",
         "column_axis": "head",
@@ -187,7 +193,8 @@ def mlps(rng: random.Random, n_layers: int) -> dict[str, Any]:
         "sentence": "Effect of putting one MLP's output from the clean run into the corrupt one, at all positions.",
         "unit": "share of the clean-corrupt gap",
         "items": [
-            {"label": f"mlp_out.{layer}", "value": rng.gauss(0.05, 0.08), "half_width": 0.03} for layer in range(n_layers)
+            {"label": f"mlp_out.{layer}", "value": rng.gauss(0.05, 0.08), "half_width": 0.03}
+            for layer in range(n_layers)
         ],
     }
 
@@ -197,11 +204,13 @@ def attribution(rng: random.Random, n_layers: int, n_heads: int) -> dict[str, An
     for layer in range(n_layers):
         for index in range(n_heads):
             exact = rng.gauss(0, 0.015) if rng.random() < 0.97 else rng.uniform(-0.2, 0.4)
-            points.append({"label": f"z.{layer}.h{index}", "exact": exact, "estimate": 0.85 * exact + rng.gauss(0, 0.01)})
+            points.append(
+                {"label": f"z.{layer}.h{index}", "exact": exact, "estimate": 0.85 * exact + rng.gauss(0, 0.01)}
+            )
     return {
         "title": "Attribution beside patching",
-        "sentence": "Each dot is a head. Across: its exact effect. Up: what the gradient predicts from one backward pass. "
-        "On the diagonal the two agree.",
+        "sentence": "Each dot is a head. Across: its exact effect. Up: what the gradient predicts from one backward "
+        "pass. On the diagonal the two agree.",
         "unit": "share of the clean-corrupt gap",
         "correlation": 0.967,
         "points": points,
@@ -227,7 +236,13 @@ def lens(n_layers: int) -> dict[str, Any]:
     for layer in range(n_layers):
         known = 1 / (1 + math.exp(-(layer - 0.7 * n_layers) * 8 / n_layers))
         rest = 1 - 0.62 * known
-        top = [(" she", 0.62 * known), (" the", rest * 0.3), (",", rest * 0.2), ("\n", rest * 0.1), (" Lily", rest * 0.05)]
+        top = [
+            (" she", 0.62 * known),
+            (" the", rest * 0.3),
+            (",", rest * 0.2),
+            ("\n", rest * 0.1),
+            (" Lily", rest * 0.05),
+        ]
         layers.append(
             {
                 "label": f"resid_post.{layer}",
@@ -238,8 +253,8 @@ def lens(n_layers: int) -> dict[str, Any]:
             }
         )
     return {
-        "sentence": "The residual stream at the last token, read by the model's own last norm and unembedding after each "
-        "layer: where the answer's line rises, the model has made up its mind.",
+        "sentence": "The residual stream at the last token, read by the model's own last norm and unembedding after "
+        "each layer: where the answer's line rises, the model has made up its mind.",
         "n_examples": 64,
         "layers": layers,
         "example": "pronoun-000",
@@ -266,11 +281,11 @@ def plan(name: str) -> dict[str, Any]:
 
 
 def part(rng: random.Random, kind: str, effect: float, spread: float = 0.1, **changes: Any) -> dict[str, Any]:
-    """Raw values of one prediction on 96 pairs in 24 clusters; `effect` is a share of the gap of 4."""
-    clusters = [f"template {index // 4}" for index in range(96)]
-    drawn = [rng.gauss(0, spread) for _ in range(24)]
-    luck = [value - sum(drawn) / 24 for value in drawn]
-    values = [4 * (effect + luck[index // 4] + rng.gauss(0, 0.05)) for index in range(96)]
+    """Raw values of one prediction on N pairs, four a cluster; `effect` is a share of the gap of 4."""
+    clusters = [f"template {index // 4}" for index in range(N)]
+    drawn = [rng.gauss(0, spread) for _ in range(N // 4)]
+    luck = [value - sum(drawn) / len(drawn) for value in drawn]
+    values = [4 * (effect + luck[index // 4] + rng.gauss(0, 0.05)) for index in range(N)]
     fields: dict[str, Any] = {
         "kind": kind,
         "sentence": f"the effect on logit_diff ({kind}) is at least 0.3 of the clean-corrupt gap",
@@ -279,22 +294,22 @@ def part(rng: random.Random, kind: str, effect: float, spread: float = 0.1, **ch
         "scale": "ratio",
         "side": "at_least",
         "minimum": 0.3,
-        "ids": [f"pronoun-{index:03d}" for index in range(96)],
+        "ids": [f"pronoun-{index:03d}" for index in range(N)],
         "clusters": clusters,
         "values": values,
-        "gap": [4.0 + rng.gauss(0, 0.2) for _ in range(96)],
+        "gap": [4.0 + rng.gauss(0, 0.2) for _ in range(N)],
         "controls_rule": "drawn",
         "controls": [
-            {"sites": [f"z.{index % 12}.h{index // 12}"], "values": [rng.gauss(0.02, 0.1) for _ in range(96)]}
+            {"sites": [f"z.{index % 12}.h{index // 12}"], "values": [rng.gauss(0.02, 0.1) for _ in range(N)]}
             for index in range(19)
         ],
-        "placebo": {"sites": ["z.6.h3@end"], "differences": [0.0] * 96},
+        "placebo": {"sites": ["z.6.h3@end"], "differences": [0.0] * N},
         "positive": {
             "sites": ["resid_pre.0"],
-            "metric": [-2.0] * 96,
-            "expected": [-2.0] * 96,
+            "metric": [-2.0] * N,
+            "expected": [-2.0] * N,
             "tolerance": 1e-4,
-            "values": [4.0 + rng.gauss(0, 0.2) for _ in range(96)],
+            "values": [4.0 + rng.gauss(0, 0.2) for _ in range(N)],
         },
     }
     return fields | changes
@@ -304,13 +319,13 @@ def part(rng: random.Random, kind: str, effect: float, spread: float = 0.1, **ch
 def results() -> dict[str, dict[str, Any]]:
     """Raw results of three claims: one that holds, one that does not, one that stays open."""
     rng = random.Random(1)
-    quiet = [abs(rng.gauss(0.02, 0.008)) for _ in range(96)]
+    quiet = [abs(rng.gauss(0.02, 0.008)) for _ in range(N)]
     neutral = part(
         rng, "specific", 0.0, sentence="the mean KL on neutral prompts is at most 0.05 nat", unit="nat", scale="mean",
         side="at_most", minimum=0.05, values=quiet, gap=None, controls_rule="none", controls=[],
         positive={
-            "sites": ["resid_pre.0"], "metric": [-2.0] * 96, "expected": [-2.0] * 96, "tolerance": 1e-4,
-            "values": [1.4] * 96,
+            "sites": ["resid_pre.0"], "metric": [-2.0] * N, "expected": [-2.0] * N, "tolerance": 1e-4,
+            "values": [1.4] * N,
         },
     )  # fmt: skip
     carries = "the subject's gender to the last token."
@@ -354,10 +369,8 @@ def ledger_lines() -> tuple[str, ...]:
 def cards() -> list[ClaimCard]:
     """The claims as they are shown."""
     text = "Once upon a time there was a little girl named Lily. One day,"
-    texts = {f"pronoun-{index:03d}": text for index in range(96)}
-    return [
-        claim_card(name, found, artifact=f"claims/{name}.json", texts=texts) for name, found in results().items()
-    ]
+    texts = {f"pronoun-{index:03d}": text for index in range(N)}
+    return [claim_card(name, found, artifact=f"claims/{name}.json", texts=texts) for name, found in results().items()]
 
 
 def environment() -> dict[str, Any]:

@@ -97,7 +97,9 @@ def test_an_interruption_leaves_what_was_there(
     owner = folders.page if stage == "render" else folders
     calls = 0
 
-    def stop(*args: Any, real: Any = getattr(owner, stage)) -> Any:
+    real = getattr(owner, stage)
+
+    def stop(*args: Any) -> Any:
         nonlocal calls
         calls += 1
         if stage != "write_bytes" or calls == 3:

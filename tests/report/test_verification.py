@@ -52,7 +52,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", ["report.json", "report.html", "claims.jsonl", "environment.json"])
 def test_one_byte_of_a_file_is_named(copy: Path, name: str, share: float) -> None:
     size = (copy / name).stat().st_size
@@ -169,6 +169,7 @@ def test_a_ledger_that_ends_early_lacks_the_result(copy: Path) -> None:
     (copy / "claims.jsonl").write_text("".join(lines[:-1]))
     relist(copy, "claims.jsonl")
     assert broken(copy) == ["claim early-mlps"]
+    assert "no result of plan" in report.verify(copy).broken[0].detail
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from cutaway.errors import TooFewClusters, UsageError
-from cutaway.stats import by_cluster, clusters_needed, mean_interval, ratio_interval, require_clusters, share_interval
+from cutaway.stats import (
+    by_cluster,
+    clusters_needed,
+    mean_interval,
+    ratio_interval,
+    require_clusters,
+    share_interval,
+    skewed_interval,
+)
 
 
 def templated(
@@ -38,6 +46,23 @@ def test_an_interval_over_prompts_does_not() -> None:
         values, _ = templated(rng, n_clusters=12)
         found.append(mean_interval(values, [str(i) for i in range(len(values))]))
     assert 0.35 < miss_rate((i.low <= 0 <= i.high for i in found), n) < 0.65
+
+
+def test_the_skewed_interval_ends_high_enough_where_the_t_interval_does_not() -> None:
+    rng, n = np.random.default_rng(4), 1000
+    names = [str(g) for g in range(64)]
+    studies = [rng.chisquare(1, size=64) for _ in range(n)]
+    assert np.mean([skewed_interval(values, names).high < 1 for values in studies]) < 0.04
+    assert np.mean([skewed_interval(values, names).low > 1 for values in studies]) < 0.04
+    assert np.mean([mean_interval(values, names).high < 1 for values in studies]) > 0.04, "the negative control"
+    values, found = studies[0], skewed_interval(studies[0], names)
+    skew = ((values - values.mean()) ** 3).mean() / values.std() ** 3
+    for end, side in ((found.low, 1), (found.high, -1)):  # Hall's transformation of either end is the t quantile
+        w = (values.mean() - end) / values.std(ddof=1)
+        hall = w + skew * w**2 / 3 + skew**2 * w**3 / 27 + skew / (6 * 64)
+        assert hall * 8 == pytest.approx(side * 1.99834, abs=1e-4)
+    even = np.resize([1.0, -1.0], 64)
+    assert skewed_interval(even, names) == mean_interval(even, names)
 
 
 def test_clusters_count_once_whatever_their_size() -> None:

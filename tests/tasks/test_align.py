@@ -6,7 +6,7 @@ import cutaway
 from cutaway.errors import AnswersEqual, DataError, Misaligned, TokenizerUnfit, TokenNotSingle
 from cutaway.tasks import Pair, Task, align_pair, vocabulary_digest
 from tests.families import tiny
-from tests.tasks.vocabularies import KINDS, loaded, model_of, word_level
+from tests.tasks.vocabularies import KINDS, byte_bpe, loaded, model_of, word_level
 
 EVERY = pytest.mark.parametrize("kind", list(KINDS))
 GIRL = Pair("The girl smiled.", "The boy smiled.", " She", " He", {"subject": (4, 8)}, {"subject": (4, 7)}, id="girl")
@@ -70,10 +70,18 @@ def test_roles_must_land_on_the_same_token(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["byte_bpe", "prepended_bpe"])
-@pytest.mark.parametrize(("prompt", "answer"), [("The girl ", "smiled"), ("The gi", "rl")])
+@pytest.mark.parametrize(
+    ("prompt", "answer"), [("The girl ", "smiled"), ("The gi", "rl"), ("The gi", "rl smiled because she ran")]
+)
 def test_a_prompt_that_changes_at_the_seam_is_refused(kind: str, prompt: str, answer: str) -> None:
     with pytest.raises(Misaligned, match=r"tokens change at the seam.*begin the answer with the space"):
-        align_pair(Pair(prompt, prompt, answer, " ran", id="seam"), loaded(kind))
+        align_pair(Pair(prompt, prompt, answer, "ran", id="seam"), loaded(kind))
+
+
+def test_an_answer_that_is_split_by_what_precedes_it_is_refused() -> None:
+    model = model_of(byte_bpe("The girl's ball. The boy's ball. "))
+    with pytest.raises(Misaligned, match=r"answer \"'s\" is \[\"'s\"\] after clean and \[\"'\" 's'\] after corrupt"):
+        align_pair(Pair("The girl", "The.", "'s", " ball", id="p"), model)
 
 
 def test_an_answer_of_several_tokens_is_refused_for_logit_diff_and_shown() -> None:

@@ -1,6 +1,7 @@
 """The metrics' arithmetic against sums written out by hand, and its laws: rows are independent, padding is nothing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,10 +103,12 @@ def test_rows_may_be_computed_in_any_chunks(name: str, pairs: tuple[Pair, ...]) 
     assert whole.abs().min() > 0
 
 
-def test_padding_on_either_side_gives_the_same_logits() -> None:
-    found = batch("logit_diff")
-    left = loaded("byte_bpe").encode([found.clean.row(row) for row in range(2)], pad="left")
-    moved = Batch(left, left, found.metric, found.ids, found.clusters, found.answers, found.foils)
+@pytest.mark.parametrize("pairs", [(GIRL, BOY), (LONG, BOY)], ids=["single", "stacked"])
+def test_padding_on_either_side_gives_the_same_logits(pairs: tuple[Pair, ...]) -> None:
+    found = batch("logprob_diff", *pairs)
+    rows = [found.clean.row(row) for row in range(len(found.clean))]
+    left = loaded("byte_bpe").encode(rows, pad="left", roles=found.clean.roles)
+    moved = replace(found, clean=left)
     logits = logits_for(found.clean)
     shifted = torch.zeros_like(logits)
     for row, (length, offset) in enumerate(zip(left.lengths, left.offsets)):

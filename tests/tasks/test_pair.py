@@ -23,6 +23,8 @@ def pair(**changes: object) -> Pair:
         ({"answer": 3}, "mixes text and token ids"),
         ({"clean": ""}, "empty clean"),
         ({"foil": ""}, "empty foil"),
+        ({"clean": "The girl "}, "ends clean with a space"),
+        ({"corrupt": "The boy\n", "answer": "She"}, "ends corrupt with a space"),
         ({"cluster": ""}, "empty cluster"),
         ({"positions": {"subject": (4, 40)}}, "'subject' at \\(4, 40\\)"),
         ({"positions": {"subject": (4, 4)}}, "start < stop"),

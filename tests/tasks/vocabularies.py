@@ -37,7 +37,7 @@ def word_level(words: list[str] | None = None) -> Any:
     )
 
 
-def byte_bpe() -> Any:
+def byte_bpe(text: str = TEXT) -> Any:
     """GPT-2's kind: the space belongs to the token after it, no BOS is added, every text has tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -51,7 +51,7 @@ def byte_bpe() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator([TEXT] * 20, trainer)
+    backend.train_from_iterator([text] * 20, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
 
 

@@ -31,7 +31,14 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def rows() -> Rows:
-    return draw_rows(192, length=TRUTH.length, chance=random.Random(77))
+    return draw_rows(96, length=TRUTH.length, chance=random.Random(77))
+
+
+@pytest.fixture(scope="module")
+def intact(model: Any, rows: Rows) -> float:
+    found = score(logits_of(model, rows), rows)
+    assert found == pytest.approx(TRUTH.logit_diff, rel=0.1)
+    return found
 
 
 def place(site: str) -> tuple[int, int]:
@@ -62,7 +69,7 @@ def score(logits: Tensor, rows: Rows) -> float:
 
 
 def ablated(model: Any, rows: Rows, site: str, value: Callable[[Tensor], Tensor]) -> float:
-    """Share of the score that is lost when a head's or an MLP's output is replaced."""
+    """The score when a head's or an MLP's output is replaced."""
     kind, layer = site.split(".")[0], model.model.layers[int(site.split(".")[1])]
 
     def head_changed(module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
@@ -77,8 +84,7 @@ def ablated(model: Any, rows: Rows, site: str, value: Callable[[Tensor], Tensor]
         else layer.mlp.register_forward_hook(lambda module, args, out: value(out))
     )
     with hooked(handle):
-        changed = logits_of(model, rows)
-    return 1 - score(changed, rows) / score(logits_of(model, rows), rows)
+        return score(logits_of(model, rows), rows)
 
 
 VALUES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -115,8 +121,8 @@ def test_attention_is_what_the_card_says(model: Any, rows: Rows, node: zoo.Node)
 
 @pytest.mark.parametrize("how", sorted(VALUES))
 @pytest.mark.parametrize("node", [*HEADS, *MLPS], ids=lambda node: node.site)
-def test_ablation_does_what_the_card_says(model: Any, rows: Rows, node: zoo.Node, how: Any) -> None:
-    drop = ablated(model, rows, node.site, VALUES[how])
+def test_ablation_does_what_the_card_says(model: Any, rows: Rows, intact: float, node: zoo.Node, how: Any) -> None:
+    drop = 1 - ablated(model, rows, node.site, VALUES[how]) / intact
     assert drop == pytest.approx(node.effects[how].drop, abs=TOLERANCE)
     if node.role == "decoy":
         assert abs(drop) < 0.05
@@ -124,7 +130,9 @@ def test_ablation_does_what_the_card_says(model: Any, rows: Rows, node: zoo.Node
         assert drop > 0.5
 
 
-def test_the_previous_token_head_acts_through_the_keys_of_the_induction_head(model: Any, rows: Rows) -> None:
+def test_the_previous_token_head_acts_through_the_keys_of_the_induction_head(
+    model: Any, rows: Rows, intact: float
+) -> None:
     """The direct path into each port, with a shifted residual stream fed to the projection alone."""
     (source,), (reader,) = TRUTH.heads("previous_token"), TRUTH.heads("induction")
     (layer, head), (reading, reading_head) = place(source), place(reader)
@@ -135,7 +143,7 @@ def test_the_previous_token_head_acts_through_the_keys_of_the_induction_head(mod
         attention.o_proj.register_forward_pre_hook(lambda module, args: kept.update(z=args[0])),
         block.input_layernorm.register_forward_pre_hook(lambda module, args: kept.update(resid=args[0])),
     ):
-        intact = score(logits_of(model, rows), rows)
+        logits_of(model, rows)
     start = head * D_HEAD
     z = torch.zeros_like(kept["z"])
     z[..., start : start + D_HEAD] = (VALUES["resample"](kept["z"]) - kept["z"])[..., start : start + D_HEAD]

@@ -56,7 +56,7 @@ def test_a_seed_is_a_twin(tied: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_dtype_shape_and_gradients_stay(dtype: torch.dtype) -> None:
+def test_dtype_shape_and_gradients_stay(seeded: None, dtype: torch.dtype) -> None:
     module = nn.Linear(3, 5).to(dtype).requires_grad_(False)
     twin = zoo.scrambled(module, 1)
     assert (twin.weight.dtype, twin.weight.shape, twin.weight.requires_grad) == (dtype, (5, 3), False)

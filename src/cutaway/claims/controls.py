@@ -95,7 +95,7 @@ def mean_activation(model: Model, tokens: Tokens, sites: Sequence[Site]) -> dict
             values = values.transpose(1, 2)
         if site.unit is not None:
             values = values[:, :, site.unit]
-        real = values[tokens.mask.to(values.device)].flatten(1)
+        real = values[tokens.mask.to(values.device)].reshape(sum(tokens.lengths), -1)
         found[str(site)] = float(torch.nan_to_num(real, neginf=0.0).norm(dim=1).mean())
     return found
 

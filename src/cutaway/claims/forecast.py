@@ -71,8 +71,9 @@ def _require_breakable(prediction: Prediction, estimand: Estimand, measured: Mea
     most = float(values_of(prediction, prediction.positive(), measured).mean())
     if most <= estimand.minimum:
         raise ClaimError(
-            f"{type(prediction).__name__}: {estimand.text} cannot exceed the bound {estimand.minimum:g} {estimand.unit}: exchanging the "
-            f"whole prompt gives {most:.3g}, so the test could not fail; claim less than that",
+            f"{type(prediction).__name__}: {estimand.text} cannot exceed the bound {estimand.minimum:g} "
+            f"{estimand.unit}: exchanging the whole prompt gives {most:.3g}, so the test could not fail; "
+            "choose a smaller bound",
             bound=estimand.minimum,
             found=most,
         )

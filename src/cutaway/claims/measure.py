@@ -14,12 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway import engine
-from cutaway.claims.prediction import Cell, Change, Values
+from cutaway.claims.prediction import Cell, Side, Values
 from cutaway.engine import Run
 from cutaway.errors import ClaimError
 from cutaway.models import Edit, Model, RunResult, Site
 from cutaway.patching.ablate import _edits as removals
-from cutaway.patching.effects import Side
 from cutaway.patching.measure import encode, only, other, required, side
 from cutaway.tasks import Batch, Task
 
@@ -81,8 +80,8 @@ def tolerance(model: Model, expected: Values) -> float:
 
 def _runs(model: Model, batch: Batch, cells: Sequence[Cell], seed: int) -> list[Run]:
     """One run a cell; cells of the same side and change share their captures."""
-    edits: dict[tuple[Side, Change], dict[str, Edit]] = {}
-    texts: dict[tuple[Side, Change], dict[str, None]] = {}
+    edits: dict[tuple[Side, str], dict[str, Edit]] = {}
+    texts: dict[tuple[Side, str], dict[str, None]] = {}
     for cell in cells:
         texts.setdefault((cell.on, cell.change), {}).update(dict.fromkeys(cell.sites))
     for (on, change), wanted in texts.items():
@@ -98,7 +97,7 @@ def _runs(model: Model, batch: Batch, cells: Sequence[Cell], seed: int) -> list[
     ]
 
 
-def _edits(model: Model, batch: Batch, sites: Sequence[Site], on: Side, change: Change, seed: int) -> list[Edit]:
+def _edits(model: Model, batch: Batch, sites: Sequence[Site], on: Side, change: str, seed: int) -> list[Edit]:
     """The edit of each site."""
     if change in ("other", "same"):
         donor = side(batch, other(on) if change == "other" else on)

@@ -22,8 +22,7 @@ from cutaway.models import Model
 from cutaway.tasks import Metric, Task
 
 Values = Float[np.ndarray, " example"]
-Ablation: TypeAlias = Literal["resample", "mean", "mean_by_position", "zero"]
-Change: TypeAlias = Literal["other", "same", "resample", "mean", "mean_by_position", "zero"]
+Side: TypeAlias = Literal["clean", "corrupt"]
 ABLATIONS: tuple[str, ...] = ("resample", "mean", "mean_by_position", "zero")
 CEILING = ("resid_pre.0",)
 """All that a causal model knows of its input passes here: patching it whole must carry the behavior over completely."""
@@ -38,9 +37,9 @@ class Cell:
 
     sites: tuple[str, ...]
     """Sites that are edited together, as text."""
-    change: Change
+    change: str
     """`other`: the value of the pair's other run. `same`: its own value (identity). Otherwise an ablation."""
-    on: Literal["clean", "corrupt"] = "clean"
+    on: Side = "clean"
     """The run that is edited."""
     data: Literal["task", "neutral"] = "task"
     """The task's pairs, or neutral prompts."""
@@ -53,8 +52,8 @@ class Estimand:
     text: str
     """The quantity in words."""
     unit: str
-    scale: Literal["ratio", "share", "mean"]
-    """How examples are summed up: mean(value) / mean(gap), a share of examples, or a mean."""
+    scale: Literal["ratio", "share", "mean", "skewed"]
+    """How examples are summed up: mean(value) / mean(gap), a share of examples, a mean, or a mean of skewed values."""
     side: Literal["at_least", "at_most"]
     """Side of `minimum` on which the estimate must lie. A suppressor's drop lies below a negative minimum."""
     minimum: float
@@ -153,9 +152,9 @@ class Necessary(Prediction):
     kind: ClassVar[str] = "necessary"
     at_least: float | None = None
     """Smallest drop that counts, with its sign; 0.3 is three tenths of the gap."""
-    ablation: Ablation = "resample"
+    ablation: str = "resample"
     """What replaces the subject: other prompts' values, their mean, the mean at each position, or zero."""
-    unit: Literal["gap", "raw"] = "gap"
+    unit: str = "gap"
 
     def __post_init__(self) -> None:
         _require(self, "at_least", self.at_least, "give a finite number that is not 0", -1e6, 1e6)
@@ -263,10 +262,10 @@ class Specific(Prediction):
     kind: ClassVar[str] = "specific"
     at_most: float | None = None
     """Largest mean KL that still counts as specific, in nat."""
-    ablation: Ablation = "resample"
+    ablation: str = "resample"
     neutral: tuple[str, ...] = ()
     """Neutral prompts; empty: `n_neutral` prompts of random tokens."""
-    n_neutral: int = 64
+    n_neutral: int = 100
 
     def __post_init__(self) -> None:
         _require(self, "at_most", self.at_most, "a largest KL is above 0", 1e-12, 1e6)
@@ -284,7 +283,7 @@ class Specific(Prediction):
     def estimand(self, metric: Metric) -> Estimand:  # noqa: ARG002
         assert self.at_most is not None
         text = f"the mean KL on neutral prompts when the subject is ablated ({_words(self.ablation)})"
-        return Estimand(text, "nat", "mean", "at_most", float(self.at_most), "none")
+        return Estimand(text, "nat", "skewed", "at_most", float(self.at_most), "none")
 
     def cell(self, sites: tuple[str, ...]) -> Cell:
         return Cell(tuple(site.split("@")[0] for site in sites), self.ablation, "clean", "neutral")

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cutaway.artifacts
 from cutaway.artifacts import digest, file_digest
-from cutaway.claims.controls import choose_controls
+from cutaway.claims.controls import Controls, choose_controls
 from cutaway.claims.evidence import run_all
 from cutaway.claims.forecast import forecast
 from cutaway.claims.ledger import Entry
 from cutaway.errors import EmptyTask, UsageError
 from cutaway.models import Model, Site
+from cutaway.models.sites import PATTERN_KINDS
+from cutaway.patching.ablate import donor_rows
 from cutaway.stats import clusters_needed, require_clusters
 from cutaway.tasks import SPLITS, Task, metric_named
 
@@ -35,40 +37,20 @@ def make_plan(
     claim: "Claim", model: Model, task: Task, *, search: int, max_tokens: int, progress: Progress | None = None
 ) -> dict[str, Any]:
     """The plan of a claim. Runs nothing on the confirm split. See `Claim.freeze`."""
-    if task.name != claim.task:
-        raise UsageError(
-            f"task {task.name!r}: the claim is about {claim.task!r}; give that task, or write another claim"
-        )
-    if search < 1:
-        raise UsageError(
-            f"search {search}: the number of cells that were tried before this claim was written, at least 1"
-        )
-    metric, confirm = metric_named(task.metric), task.split("confirm")
-    for prediction in claim.predictions:
-        prediction.estimand(metric)
-    require_clusters(len(confirm.clusters), claim.alpha, what=f"the confirm split of task {task.name!r}")
-    model.body.expand(claim.subject)
-    model.body.expand(claim.exclude) if claim.exclude else None
+    _check(claim, model, task, search)
+    confirm, metric = task.split("confirm"), metric_named(task.metric)
     earlier, splits = _before_confirm(task, claim.alpha)
-    tokens = earlier.encode(model).clean
-    for text in claim.subject:
-        tokens.positions(Site.parse(text).pos)
     controls = choose_controls(
         model,
         claim.subject,
         claim.exclude,
-        tokens=tokens,
+        tokens=earlier.encode(model).clean,
         n_controls=claim.n_controls,
         alpha=claim.alpha,
         seed=claim.seed,
     )
-    measured = run_all(claim, (), model, earlier, instruments=True, max_tokens=max_tokens, stream=1, progress=progress)
-    power = [
-        forecast(
-            prediction, claim.subject, metric, found, split=splits, n_clusters=len(confirm.clusters), alpha=claim.alpha
-        )
-        for prediction, found in zip(claim.predictions, measured)
-    ]
+    found = run_all(claim, (), model, earlier, instruments=True, max_tokens=max_tokens, stream=1, progress=progress)
+    rest = {"split": splits, "n_clusters": len(confirm.clusters), "alpha": claim.alpha}
     return {
         "format": FORMAT,
         "claim": claim.to_json(),
@@ -77,16 +59,44 @@ def make_plan(
         "task": _task(task),
         "code": code(),
         "search": search,
-        "controls": {
-            "rule": controls.rule,
-            "population": controls.population,
-            "matched_on": "kind, then layer"
-            if controls.rule == "enumerated"
-            else "kind, then layer, then mean |activation|",
-            "sets": [{"sites": list(one)} for one in controls.sets],
-            "activation": {name: float(f"{value:.4g}") for name, value in controls.activation.items()},
-        },
-        "power": power,
+        "controls": _controls(controls),
+        "power": [
+            forecast(one, claim.subject, metric, measured, **rest) for one, measured in zip(claim.predictions, found)
+        ],
+    }
+
+
+def _check(claim: "Claim", model: Model, task: Task, search: int) -> None:
+    """Refuse what cannot be tested, before anything is run."""
+    if task.name != claim.task:
+        raise UsageError(
+            f"task {task.name!r}: the claim is about {claim.task!r}; give that task, or write another claim"
+        )
+    if search < 1:
+        raise UsageError(f"search {search}: give the number of cells that were tried before this claim, at least 1")
+    confirm = task.split("confirm")
+    for prediction in claim.predictions:
+        prediction.estimand(metric_named(task.metric))
+    require_clusters(len(confirm.clusters), claim.alpha, what=f"the confirm split of task {task.name!r}")
+    model.body.expand([*claim.subject, *claim.exclude])
+    batch = confirm.encode(model)
+    sites = [Site.parse(text) for text in claim.subject]
+    for site in sites:
+        batch.clean.positions(site.pos)
+    cells = [prediction.cell(claim.subject) for prediction in claim.predictions]
+    if any(cell.change == "resample" and cell.data == "task" for cell in cells):
+        anywhere = all(isinstance(site.pos, str) and site.kind not in PATTERN_KINDS for site in sites)
+        donor_rows(batch, batch.clean, claim.seed, anywhere=anywhere)
+
+
+def _controls(controls: Controls) -> dict[str, Any]:
+    matched = "kind, then layer" if controls.rule == "enumerated" else "kind, then layer, then mean |activation|"
+    return {
+        "rule": controls.rule,
+        "population": controls.population,
+        "matched_on": matched,
+        "sets": [{"sites": list(one)} for one in controls.sets],
+        "activation": {name: float(f"{value:.4g}") for name, value in controls.activation.items()},
     }
 
 

@@ -36,6 +36,7 @@ from cutaway.stats import (
     ratio_interval,
     share_interval,
     sign_flip,
+    skewed_interval,
 )
 
 Values = Float[np.ndarray, " example"]
@@ -135,7 +136,9 @@ def _interval(record: Record, values: Values, alpha: float) -> Interval:
             return share_interval(values, record["clusters"], alpha=alpha)
         case "mean":
             return mean_interval(values, record["clusters"], alpha=alpha)
-    raise BrokenEvidence(f"result: scale {record['scale']!r} is none of ratio, share, mean")
+        case "skewed":
+            return skewed_interval(values, record["clusters"], alpha=alpha)
+    raise BrokenEvidence(f"result: scale {record['scale']!r} is none of ratio, share, mean, skewed")
 
 
 def _contrast(record: Record, difference: Values, alpha: float) -> tuple[Interval, float]:

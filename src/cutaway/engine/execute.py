@@ -19,7 +19,7 @@ from cutaway.models.taps import Resume
 from cutaway.models.tokens import Tokens
 
 if TYPE_CHECKING:
-    import cutaway.engine.plan
+    import cutaway.engine.planner
 
 _WHOLE = ("k", "v")
 """Sites that a pass with cached keys returns for all columns."""
@@ -72,7 +72,7 @@ class Base:
         return PrefixCache.of(keys, model.body.n_layers, start)
 
 
-def execute(plan: "cutaway.engine.plan.Plan", progress: Progress | None, reduce: Reduce | None) -> list[Any]:
+def execute(plan: "cutaway.engine.planner.Plan", progress: Progress | None, reduce: Reduce | None) -> list[Any]:
     """All results, in the order of the runs."""
     found: list[list[Any]] = [[] for _ in plan.runs]
     done, total = 0, plan.cost()
@@ -92,7 +92,7 @@ def execute(plan: "cutaway.engine.plan.Plan", progress: Progress | None, reduce:
     return [_joined(parts, run) for parts, run in zip(found, plan.runs)]
 
 
-def _chunk(plan: "cutaway.engine.plan.Plan", share: Any, rows: list[int]) -> Iterator[tuple[int | None, Any, int]]:
+def _chunk(plan: "cutaway.engine.planner.Plan", share: Any, rows: list[int]) -> Iterator[tuple[int | None, Any, int]]:
     """Results of all runs of a share for some rows, with what each cost."""
     model, depth = plan.model, plan.model.body.n_layers
     tokens = share.inputs if len(rows) == len(share.inputs) else share.inputs.take(rows)
@@ -118,7 +118,7 @@ def _columns(run: Run, rows: Sequence[int], tokens: Tokens) -> list[list[int]] |
     return logit_columns(tokens, logits)
 
 
-def _base(plan: "cutaway.engine.plan.Plan", share: Any, rows: list[int], tokens: Tokens) -> Base:
+def _base(plan: "cutaway.engine.planner.Plan", share: Any, rows: list[int], tokens: Tokens) -> Base:
     """One plain run that stores what groups start from, what plain runs ask for, and what lies before a group's start."""
     reads: dict[Site, None] = {site.base: None for i in share.plain for site in plan.runs[i].reads}
     asked = [_columns(plan.runs[i], rows, tokens) for i in share.plain]
@@ -147,7 +147,7 @@ def _at_entry(model: Model, site: Site, layer: int) -> bool:
     return site.kind == "embed" and layer > 0
 
 
-def _pass(plan: "cutaway.engine.plan.Plan", group: Any, indices: Sequence[int], base: Base) -> list[RunResult]:
+def _pass(plan: "cutaway.engine.planner.Plan", group: Any, indices: Sequence[int], base: Base) -> list[RunResult]:
     """One stacked pass: the rows of each run one after another."""
     model, n, times = plan.model, len(base.rows), len(indices)
     runs = [plan.runs[i] for i in indices]

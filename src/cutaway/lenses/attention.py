@@ -13,7 +13,7 @@ import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,8 +27,7 @@ from cutaway.models import Model, RunResult, Site, SiteSet, Tokens
 from cutaway.tasks import Batch, Task
 
 Wanted: TypeAlias = Site | SiteSet | str | Iterable[Site | SiteSet | str]
-Kind: TypeAlias = Literal["previous", "duplicate", "induction"]
-KINDS: tuple[Kind, ...] = ("previous", "duplicate", "induction")
+KINDS = ("previous", "duplicate", "induction")
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,11 @@ class HeadScores:
         """Number of heads."""
         return len(self.labels)
 
-    def mean(self, kind: Kind) -> Float[Tensor, " head"]:
+    def mean(self, kind: str) -> Float[Tensor, " head"]:
         """Mean over the rows that have the score, 0 to 1; NaN when none has."""
         return torch.nanmean(self._of(kind), 1)
 
-    def top(self, kind: Kind, k: int = 1) -> tuple[str, ...]:
+    def top(self, kind: str, k: int = 1) -> tuple[str, ...]:
         """Labels of the heads with the highest score. Raises UsageError when no row has it."""
         if k < 1:
             raise OutOfRange(f"top(k={k}): k must be at least 1", k=k)
@@ -84,9 +83,10 @@ class HeadScores:
     def load(cls, path: str | Path, model: Model | None = None) -> "HeadScores":
         """Read a saved file. Raises WrongModel when another model made it, BrokenEvidence when it is something else."""
         tensors, manifest, provenance = _load(path, "head_scores", model)
-        return cls(tuple(manifest["labels"]), *(tensors[name] for name in (*KINDS, "chance")), provenance)
+        values = {name: tensors[name] for name in (*KINDS, "chance")}
+        return cls(labels=tuple(manifest["labels"]), **values, provenance=provenance)
 
-    def _of(self, kind: Kind) -> Float[Tensor, "head row"]:
+    def _of(self, kind: str) -> Float[Tensor, "head row"]:
         if kind not in KINDS:
             raise UnknownName(f"score {kind!r}: no such score.{did_you_mean(kind, KINDS)}", name=kind)
         return {"previous": self.previous, "duplicate": self.duplicate, "induction": self.induction}[kind]

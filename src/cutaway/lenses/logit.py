@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -108,7 +108,7 @@ def logit_lens(
     sites: Wanted | None = None,
     *,
     position: str | int = "end",
-    on: Literal["clean", "corrupt"] = "clean",
+    on: str = "clean",
     k: int = 5,
     progress: Callable[[int, int], None] | None = None,
     max_tokens: int = 4096,

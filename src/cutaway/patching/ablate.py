@@ -11,7 +11,6 @@ What a part is replaced by decides what "removed" means:
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 from cutaway.errors import Misaligned, UsageError
 from cutaway.models import Activations, Edit, Model, Site, Tokens
 from cutaway.models.sites import PATTERN_KINDS, Where
-from cutaway.patching.effects import Effects, Side
+from cutaway.patching.effects import Effects
 from cutaway.patching.measure import (
     MAX_TOKENS,
     Cell,
@@ -35,7 +34,6 @@ from cutaway.patching.measure import (
 )
 from cutaway.tasks import Batch, Task
 
-Value = Literal["zero", "mean", "mean_by_position", "resample"]
 VALUES = ("zero", "mean", "mean_by_position", "resample")
 
 
@@ -44,8 +42,8 @@ def ablate(
     task: Task | Batch,
     sites: Wanted,
     *,
-    value: Value = "mean",
-    on: Side = "clean",
+    value: str = "mean",
+    on: str = "clean",
     reference: Tokens | None = None,
     together: bool = False,
     seed: int = 0,
@@ -88,7 +86,7 @@ def _edits(
     model: Model,
     batch: Batch,
     placed: Sequence[Site],
-    value: Value,
+    value: str,
     inputs: Tokens,
     reference: Tokens | None,
     seed: int,
@@ -160,8 +158,8 @@ def donor_rows(batch: Batch, inputs: Tokens, seed: int, *, anywhere: bool = Fals
         if len(members) == 1:
             raise Misaligned(
                 f"pair {batch.ids[members[0]]!r} is the only one of its length "
-                f"({' and '.join(map(str, length)) or 'any'} tokens): resampling takes values from another pair of that "
-                "length; use value='mean', name positions in the sites, or add such pairs",
+                f"({' and '.join(map(str, length)) or 'any'} tokens): resampling takes values from another pair of "
+                "that length; use value='mean', name positions in the sites, or add such pairs",
                 pair=batch.ids[members[0]],
             )
         for pair, donor in _derangement(members, batch.clusters, chance):

@@ -33,7 +33,7 @@ from cutaway.patching.measure import (
     required,
     side,
 )
-from cutaway.patching.sweep import BASES, Mode
+from cutaway.patching.sweep import BASES
 from cutaway.tasks import Batch, Task
 
 KINDS = ("z", "mlp_out", "mlp_act")
@@ -46,7 +46,7 @@ def attribution(
     *,
     kinds: Sequence[str] | None = None,
     positions: Positions = None,
-    mode: Mode = "denoise",
+    mode: str = "denoise",
     progress: Progress | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> Effects:
@@ -85,7 +85,7 @@ def attribution(
     return effects(model, batch, labels, values, *sides, on=BASES[mode], method="attribution", seed=None)
 
 
-def _require_gradient(batch: Batch, mode: Mode) -> None:
+def _require_gradient(batch: Batch, mode: str) -> None:
     metric = batch.metric
     if not metric.differentiable:
         raise UsageError(
@@ -128,7 +128,7 @@ def _parts(batch: Batch, max_tokens: int) -> Iterator[Batch]:
 
 
 def _estimate(
-    model: Model, batch: Batch, bases: Sequence[Site], cells: Sequence[Site], mode: Mode
+    model: Model, batch: Batch, bases: Sequence[Site], cells: Sequence[Site], mode: str
 ) -> tuple[Float[Tensor, "unit example"], Float[Tensor, " example"], Float[Tensor, " example"]]:
     """Estimates of some pairs, with the metric on their base and on their donor side."""
     on = BASES[mode]

@@ -15,7 +15,7 @@ import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,8 +24,6 @@ from torch import Tensor
 from cutaway.artifacts import Provenance, load_tensors, require_same_model, save_tensors
 from cutaway.errors import BrokenEvidence, NoBehavior, OutOfRange, UnknownName, did_you_mean
 from cutaway.models.model import Model
-
-Side = Literal["clean", "corrupt"]
 
 TOGETHER = " + "
 """Joins the sites of a cell that edits several at once."""
@@ -50,8 +48,8 @@ class Effects:
     """Metric of the clean run, unedited."""
     corrupt: Float[Tensor, " example"]
     """Metric of the corrupt run, unedited."""
-    on: Side
-    """The side that was edited: the base."""
+    on: str
+    """The side that was edited, `clean` or `corrupt`: the base."""
     method: str
     """What was done: `denoise`, `noise`, `zero`, `mean`, `mean_by_position`, `resample`, `attribution`..."""
     metric: str
@@ -122,18 +120,20 @@ class Effects:
         rows = {name: [i for i, cluster in enumerate(self.clusters) if cluster == name] for name in names}
         return {name: self.raw[:, chosen].mean(1) for name, chosen in rows.items()}
 
-    def order(self, by: Literal["size", "toward"] = "size") -> list[int]:
+    def order(self, by: str = "size") -> list[int]:
         """Indices of the cells, strongest first; ties in cell order.
 
         Args:
             by: "size" ranks by the absolute mean effect, so that cells which work against the behavior are found too;
                 "toward" ranks by how far the edit moved the metric toward the other side.
         """
+        if by not in ("size", "toward"):
+            raise UnknownName(f"by={by!r}: it is one of size, toward.{did_you_mean(by, ('size', 'toward'))}", name=by)
         mean = self.mean()
         strength = mean.abs() if by == "size" else mean * torch.sign(self.gap.mean())
         return torch.argsort(strength, descending=True, stable=True).tolist()
 
-    def top(self, k: int, by: Literal["size", "toward"] = "size") -> tuple[str, ...]:
+    def top(self, k: int, by: str = "size") -> tuple[str, ...]:
         """Labels of the `k` strongest cells, strongest first (all of them when there are fewer). See `order`."""
         if k < 1:
             raise OutOfRange(f"top({k}): k must be at least 1", k=k)

@@ -7,7 +7,7 @@ to the scores of a row while the plan runs, so memory does not grow with the num
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,13 +17,13 @@ from cutaway.artifacts import Provenance, digest
 from cutaway.engine import Run
 from cutaway.errors import Misaligned, UnknownName, UsageError, did_you_mean
 from cutaway.models import Activations, Edit, Model, Site, SiteSet, Tokens
-from cutaway.patching.effects import TOGETHER, Effects, Side
+from cutaway.patching.effects import TOGETHER, Effects
 from cutaway.tasks import Batch, Task
 
 Wanted: TypeAlias = Site | SiteSet | str | Iterable[Site | SiteSet | str]
 """Sites as a caller writes them: values, texts, sets, or several of these."""
-Positions: TypeAlias = Literal["each"] | Sequence[str | int] | None
-"""Role names and indices into the unpadded row; "each" for every position of the prompt; None for all at once."""
+Positions: TypeAlias = str | Sequence[str | int] | None
+"""Roles and indices into the unpadded row, one or several; "each": every position of the prompt; None: all at once."""
 Progress: TypeAlias = Callable[[int, int], None]
 
 MAX_TOKENS = 4096
@@ -46,12 +46,12 @@ def encode(model: Model, task: Task | Batch) -> Batch:
     return batch
 
 
-def side(batch: Batch, name: Side) -> Tokens:
+def side(batch: Batch, name: str) -> Tokens:
     """Rows of one side of the pairs."""
     return batch.clean if name == "clean" else batch.corrupt
 
 
-def other(name: Side) -> Side:
+def other(name: str) -> str:
     """The other side."""
     return "corrupt" if name == "clean" else "clean"
 
@@ -74,7 +74,10 @@ def place(model: Model, sites: Wanted, positions: Positions, batch: Batch) -> li
         raise UsageError(
             f"site {str(fixed)!r} has its position already; leave out positions=, or the site's own", site=str(fixed)
         )
-    wanted = list(range(prompt_length(batch))) if positions == "each" else list(positions)
+    if positions == "each":
+        wanted: list[str | int] = list(range(prompt_length(batch)))
+    else:
+        wanted = [positions] if isinstance(positions, str) else list(positions)
     if not wanted:
         raise UsageError("positions=[]: no position was given; name at least one, or leave it out to edit all at once")
     for position in wanted:
@@ -119,7 +122,7 @@ def measure(
     batch: Batch,
     cells: Sequence[Cell],
     *,
-    on: Side,
+    on: str,
     method: str,
     seed: int | None = None,
     progress: Progress | None = None,
@@ -158,7 +161,7 @@ def effects(
     clean: Tensor,
     corrupt: Tensor,
     *,
-    on: Side,
+    on: str,
     method: str,
     seed: int | None,
 ) -> Effects:

@@ -9,10 +9,8 @@ the corrupt run. `noise` edits the clean run with corrupt values: what breaks it
 clean run. They disagree wherever parts back each other up (noise misses them) or work only together (denoise does).
 """
 
-from typing import Literal
-
 from cutaway.models import Model
-from cutaway.patching.effects import Effects, Side
+from cutaway.patching.effects import Effects
 from cutaway.patching.measure import (
     MAX_TOKENS,
     Cell,
@@ -29,8 +27,7 @@ from cutaway.patching.measure import (
 )
 from cutaway.tasks import Batch, Task
 
-Mode = Literal["denoise", "noise"]
-BASES: dict[str, Side] = {"denoise": "corrupt", "noise": "clean"}
+BASES = {"denoise": "corrupt", "noise": "clean"}
 """Mode to the side that is edited."""
 
 
@@ -40,7 +37,7 @@ def sweep(
     sites: Wanted,
     *,
     positions: Positions = None,
-    mode: Mode = "denoise",
+    mode: str = "denoise",
     progress: Progress | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> Effects:

@@ -1,4 +1,4 @@
-"""Parts of a report that follow from raw values: they are derived here when it is written and again when it is verified."""
+"""Parts of a report that follow from raw values, derived here when it is written and again when it is verified."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -14,7 +14,7 @@ N_WORST = 3
 """Examples shown against each prediction."""
 _PREDICTION = (
     "name", "sentence", "unit", "direction", "minimum", "cluster_means", "controls", "control_p", "n_examples",
-    "n_clusters", "verdict", "reason",
+    "n_clusters", "verdict", "reason", "would_change",
 )  # fmt: skip
 
 

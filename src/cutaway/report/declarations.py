@@ -65,7 +65,9 @@ def _type(about: Mapping[str, Any]) -> str:
         return f"readonly ({inner})[]" if re.search(r"[ |]", inner) else f"readonly {inner}[]"
     if about["type"] == "object":
         return f"Readonly<Record<string, {_type(about['additionalProperties'])}>>"
-    return {"integer": "number", "number": "number", "string": "string", "boolean": "boolean", "null": "null"}[about["type"]]
+    return {"integer": "number", "number": "number", "string": "string", "boolean": "boolean", "null": "null"}[
+        about["type"]
+    ]
 
 
 def _union(values: Any) -> str:

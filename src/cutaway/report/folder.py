@@ -55,9 +55,7 @@ class Report:
         return _checked(self.folder, entries[name].path, entries[name].sha256)
 
 
-def write(
-    folder: str | Path, study: StudyReport, artifacts: Mapping[str, bytes], ledger_lines: Iterable[str]
-) -> Path:
+def write(folder: str | Path, study: StudyReport, artifacts: Mapping[str, bytes], ledger_lines: Iterable[str]) -> Path:
     """Write a report; returns its folder. An earlier report in that place is replaced at the end, in one move.
 
     An interruption leaves what was there before. Raises UsageError when a claim's result is not among the artifacts,
@@ -119,8 +117,10 @@ def load(folder: str | Path) -> Report:
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """SHA-256 of all fields but the digest itself."""
-    return digest(manifest.model_dump(mode="json", exclude={"digest"}))
+    """SHA-256 of the canonical JSON of all fields but the digest itself."""
+    record = manifest.model_dump(mode="json", exclude={"digest"})
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return digest(text.encode("utf-8"))
 
 
 def as_text(value: Any) -> str:
@@ -200,7 +200,7 @@ def _require_version(path: Path, record: Any) -> None:
     if found != (FORMAT, SCHEMA_VERSION):
         raise _broken(
             path,
-            f"format {found[0]!r} version {found[1]!r}, this version of cutaway reads {FORMAT!r} version {SCHEMA_VERSION}",
+            f"format {found[0]!r} version {found[1]!r}; this cutaway reads {FORMAT!r} version {SCHEMA_VERSION}",
         )
 
 

@@ -410,6 +410,8 @@ class PredictionCard(Record):
     """Verdict of this prediction alone."""
     reason: str = ""
     """Why, in numbers."""
+    would_change: str = ""
+    """What would change this prediction's verdict."""
 
 
 class WorstExample(Record):

@@ -1,4 +1,4 @@
-"""Whether a report is what was written, and whether its verdicts follow from its raw values. Offline, without the model.
+"""Whether a report is what was written, and whether its verdicts follow from its raw values; offline, with no model.
 
 In this order: report.json against its own digest and form; every file against its hash; the page against the data; the
 ledger's chain; each claim's card against the verdict that its raw values give now; the behavior check likewise.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cutaway.artifacts import digest, plain
+from cutaway.artifacts import digest
 from cutaway.claims.ledger import Entry, read_jsonl
 from cutaway.errors import BrokenEvidence, CutawayError
 from cutaway.report import page
@@ -113,7 +113,10 @@ def _require(holds: bool, reason: str) -> None:
 
 def _check_manifest(report: Report) -> str:
     written = as_text(report.manifest.model_dump(mode="json")).encode("utf-8")
-    _require((report.folder / MANIFEST).read_bytes() == written, "its bytes are not those that cutaway writes for this content")
+    _require(
+        (report.folder / MANIFEST).read_bytes() == written,
+        "its bytes are not those that cutaway writes for this content",
+    )
     _require(set(report.manifest.files) == {PAGE, LEDGER, ENVIRONMENT}, "its list of files is not that of a report")
     return "matches its digest"
 
@@ -149,7 +152,7 @@ def _check_environment(report: Report) -> str:
 def _check_page(report: Report) -> str:
     found = (report.folder / PAGE).read_bytes().decode("utf-8")
     expected = page.payload(report.study, report.manifest.artifacts)
-    _require(html.payload_of(found) == plain(expected), "the data in the page is not that of report.json")
+    _require(html.payload_of(found) == expected, "the data in the page is not that of report.json")
     if report.manifest.renderer != page.renderer():
         return "shows the data of report.json; another version of cutaway drew it, so its program text was not compared"
     _require(found == page.render(report.study, report.manifest.artifacts), "it is not the page that report.json gives")
@@ -183,15 +186,13 @@ def _check_claim(report: Report, card: ClaimCard, entries: list[Entry]) -> str:
     record = json.loads(report.artifact(card.result))
     texts = {one.id: one.text for one in card.worst}
     again = claim_card(card.id, record, artifact=card.result, texts=texts)
-    _require(
-        again.verdict == card.verdict, f"the report says {card.verdict!r}, its raw values give {again.verdict!r}"
-    )
+    _require(again.verdict == card.verdict, f"the report says {card.verdict!r}, its raw values give {again.verdict!r}")
     _require_equal(again.model_dump(mode="json"), card.model_dump(mode="json"), f"claim {card.id}")
     mine = [entry for entry in entries if entry.plan == card.plan]
     _require(any(entry.kind == "freeze" for entry in mine), f"{LEDGER} has no frozen plan {card.plan[:12]}")
     results = [entry for entry in mine if entry.kind == "result"]
     _require(bool(results), f"{LEDGER} has no result of plan {card.plan[:12]}")
-    _require(plain(results[0].body) == plain(record), f"its result is not the one in entry {results[0].seq} of {LEDGER}")
+    _require(results[0].body == record, f"its result is not the one in entry {results[0].seq} of {LEDGER}")
     return f"{card.verdict}, follows from its raw values and stands in the ledger"
 
 
@@ -205,6 +206,8 @@ def _require_equal(again: Any, shown: Any, place: str) -> None:
         for index, (one, other) in enumerate(zip(again, shown)):
             _require_equal(one, other, f"{place}.{index}")
         return
-    numbers = isinstance(again, float) and isinstance(shown, float)
-    same = math.isclose(again, shown, rel_tol=TOLERANCE, abs_tol=TOLERANCE) if numbers else again == shown
+    if isinstance(again, float) and isinstance(shown, float):
+        same = math.isclose(again, shown, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    else:
+        same = again == shown
     _require(same, f"{place} is {shown!r} in the report, its raw values give {again!r}")

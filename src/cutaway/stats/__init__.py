@@ -14,6 +14,7 @@ from cutaway.stats.cluster import (
     ratio_interval,
     require_clusters,
     share_interval,
+    skewed_interval,
 )
 from cutaway.stats.multiple import holm
 from cutaway.stats.permutation import control_p, sign_flip
@@ -35,4 +36,5 @@ __all__ = [
     "require_clusters",
     "share_interval",
     "sign_flip",
+    "skewed_interval",
 ]

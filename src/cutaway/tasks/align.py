@@ -123,7 +123,7 @@ def _answer_ids(
     pair: Pair, name: str, model: Model, clean: tuple[int, ...], corrupt: tuple[int, ...]
 ) -> tuple[int, ...]:
     """The tokens that follow the prompt; the same after clean and after corrupt."""
-    value = pair.answer_ids_or_text(getattr(pair, name))
+    value = pair.as_prompt(getattr(pair, name))
     if not isinstance(value, str):
         return value
     after_clean = _continuation(pair, name, model, str(pair.clean), clean, value)

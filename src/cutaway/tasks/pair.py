@@ -60,7 +60,7 @@ class Pair:
         for name in ("clean", "corrupt", "answer", "foil"):
             if getattr(self, name) in ("", ()):
                 raise self._wrong(f"has an empty {name}; write at least one token")
-        if self.answer_ids_or_text(self.answer) == self.answer_ids_or_text(self.foil):
+        if self.as_prompt(self.answer) == self.as_prompt(self.foil):
             raise AnswersEqual(
                 f"{self._label}: answer and foil are both {self.answer!r}; they must differ",
                 pair=self.id,
@@ -70,6 +70,7 @@ class Pair:
             raise self._wrong(f"is in split {self.split!r}; splits are {', '.join(SPLITS)}")
         if self.cluster == "":
             raise self._wrong("has an empty cluster; name its template, document or entity")
+        self._check_seam()
         self._check_spans()
 
     @property
@@ -78,9 +79,17 @@ class Pair:
         return isinstance(self.clean, str)
 
     @staticmethod
-    def answer_ids_or_text(value: str | int | tuple[int, ...]) -> Prompt:
+    def as_prompt(value: str | int | tuple[int, ...]) -> Prompt:
         """An answer in the form of a prompt: a single id becomes a tuple of one."""
         return (value,) if isinstance(value, int) else value
+
+    def _check_seam(self) -> None:
+        """One space between prompt and answer, not two: with two no answer is likely, and nothing else would tell."""
+        for name in ("clean", "corrupt"):
+            prompt = getattr(self, name)
+            spaced = any(isinstance(value, str) and value[0].isspace() for value in (self.answer, self.foil))
+            if spaced and isinstance(prompt, str) and prompt[-1].isspace():
+                raise self._wrong(f"ends {name} with a space and begins its answer or foil with one; keep the answer's")
 
     def _check_spans(self) -> None:
         if "end" in self.positions or "end" in (self.corrupt_positions or {}):

@@ -18,7 +18,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from cutaway.artifacts import digest, plain
+from cutaway.artifacts import digest
 from cutaway.errors import UnknownName, UsageError, did_you_mean
 
 _IMPORT = re.compile(r'^import\s+(?:\{(?P<names>[^}]*)\}\s+from\s+)?"\./(?P<module>[\w-]+\.js)";\n', re.MULTILINE)
@@ -56,7 +56,8 @@ def page(title: str, payload: Any, *, entry: str, element: str, plain_text: str)
     """
     style = "\n".join(component(name) for name in _STYLES)
     script = link(entry)
-    policy = f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; base-uri 'none'; form-action 'none'"
+    allowed = f"script-src {_source(script)}; style-src {_source(style)}"
+    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     return "\n".join(
         [
             "<!doctype html>",
@@ -92,7 +93,9 @@ def payload_of(document: str) -> Any:
 
 def renderer(entry: str) -> str:
     """SHA-256 of everything but the data that decides how a page looks; equal renderers draw equal pages."""
-    return digest([link(entry), *(component(name) for name in _STYLES), page("", None, entry=entry, element="x-y", plain_text="")])
+    return digest(
+        [link(entry), *(component(name) for name in _STYLES), page("", None, entry=entry, element="x-y", plain_text="")]
+    )
 
 
 def _no_payload() -> Any:
@@ -101,7 +104,7 @@ def _no_payload() -> Any:
 
 def _inert(payload: Any) -> str:
     """JSON that cannot end its script element, begin a comment or be taken for markup."""
-    text = json.dumps(plain(payload), ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(payload, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
@@ -134,7 +137,9 @@ def _wrapped(name: str) -> str:
             name=name,
         )
     if "</script" in body.lower() or "<!--" in body:
-        raise UsageError(f"component {name!r} holds text that would end its script element; write it in two parts", name=name)
+        raise UsageError(
+            f"component {name!r} holds text that would end its script element; write it in two parts", name=name
+        )
     return f"const {_variable(name)} = (() => {{\n{body}\nreturn {{ {', '.join(exported)} }};\n}})();"
 
 

@@ -52,6 +52,16 @@ def test_neither_position_nor_distance_gives_the_answer(task: Task, model: Model
         assert max(values.values()) <= len(found) / 4
 
 
+def test_the_first_copy_begins_at_varying_positions(task: Task, model: Model) -> None:
+    batch = task.encode(model)
+    starts = Counter()
+    for row in range(batch.n):
+        ids = batch.clean.row(row)
+        lag = batch.clean.roles["end"][row] - batch.clean.roles["previous"][row]
+        starts[next(index for index in range(len(ids)) if ids[index] == ids[index + lag])] += 1
+    assert set(starts) == {1, 2, 3, 4, 5}
+
+
 def test_rows_begin_with_bos_where_there_is_one(task: Task) -> None:
     assert {pair.clean[0] for pair in task.pairs} == {1}
     assert all(1 not in pair.clean[1:] for pair in task.pairs)

@@ -24,8 +24,8 @@ p { margin: 0 0 10px; max-width: 74ch; text-wrap: pretty; overflow-wrap: anywher
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(138px, 1fr)); gap: 8px 16px; margin: 8px 0 0; }
 dt { font-size: 11.5px; color: var(--muted); }
 dd { margin: 0; font-size: 13px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.checks { border-top: 1px solid var(--rule); padding: 11px 0 2px; }
-.checks ul { margin: 0 0 8px; padding: 0; list-style: none; font-size: 13px; }
+.checks { border-top: 1px solid var(--rule); padding: 11px 0 0; margin: 0; }
+.checks ul { margin: 8px 0 0; padding: 0; list-style: none; font-size: 13px; }
 .checks li { padding: 2px 0; font-variant-numeric: tabular-nums; }
 .checks b { font-weight: 600; }
 .worst table { white-space: normal; }
@@ -53,10 +53,8 @@ export class ClaimElement extends HTMLElement {
         h("header", {}, badge(claim.verdict), h("span", { class: "id" }, claim.id)),
         h("h3", {}, claim.sentence),
         h("div", { class: "subject" }, "about", ...claim.subject.map((site) => h("code", {}, site))),
-        h("p", {}, claim.reason),
-        h("p", { class: "lead" }, "What would change the verdict"),
-        h("p", {}, claim.would_change),
-        ...claim.predictions.map(prediction),
+        ...words(claim),
+        ...claim.predictions.map((card) => prediction(card, claim)),
         claim.checks.length > 0 && checks(claim.checks),
         claim.worst.length > 0 && worst(claim.worst),
         foot(claim, raw),
@@ -65,8 +63,28 @@ export class ClaimElement extends HTMLElement {
   }
 }
 
-/** @param {PredictionCard} card */
-function prediction(card) {
+/**
+ * Whether each prediction speaks for itself, because the claim's own words are those of its predictions in a row.
+ * @param {ClaimCard} claim
+ */
+function apart({ predictions, reason }) {
+  return predictions.length > 1 && predictions.every((card) => card.reason !== "" && reason.includes(card.reason));
+}
+
+/**
+ * Why the verdict is what it is, and what would change it.
+ * @param {ClaimCard} claim
+ */
+function words(claim) {
+  if (apart(claim)) return [h("p", {}, "Every prediction holds.")];
+  return [h("p", {}, claim.reason), h("p", { class: "lead" }, "What would change the verdict"), h("p", {}, claim.would_change)];
+}
+
+/**
+ * @param {PredictionCard} card
+ * @param {ClaimCard} claim
+ */
+function prediction(card, claim) {
   /** @type {[string, string][]} */
   const facts = [
     ["effect", `${interval(card.estimate)} ${card.unit}`],
@@ -79,18 +97,20 @@ function prediction(card) {
     "section",
     { class: "prediction", "aria-label": `prediction ${card.name}` },
     h("div", {}, h("span", {}, h("b", {}, card.name), ` \u2013 ${card.sentence}`), badge(card.verdict)),
-    card.reason !== "" && h("p", { class: "why" }, card.reason),
+    (apart(claim) || !claim.reason.includes(card.reason)) && h("p", { class: "why" }, card.reason),
     h("dl", {}, ...facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
+    apart(claim) && card.would_change !== "" && h("p", { class: "why" }, h("span", { class: "lead" }, "What would change it: "), card.would_change),
   );
 }
 
 /** @param {readonly Check[]} all */
 function checks(all) {
+  const passed = all.filter((one) => one.passed).length;
   return h(
-    "div",
-    { class: "checks" },
-    h("p", { class: "lead" }, "Checks of the test itself"),
-    h("ul", {}, ...all.map((one) => h("li", {}, h("b", {}, one.passed ? "\u2713 passed" : "\u2717 failed"), ` \u00b7 ${one.name}: ${number(one.value)} ${one.unit}, had to be ${one.rule}`))),
+    "details",
+    { class: "checks", open: passed < all.length },
+    h("summary", {}, `Checks of the test itself: ${passed} of ${all.length} passed`),
+    h("ul", {}, ...all.map((one) => h("li", {}, h("b", {}, one.passed ? "\u2713 passed" : "\u2717 failed"), ` \u00b7 ${one.name}: ${number(one.value)} ${one.unit} (rule: ${one.rule})`))),
   );
 }
 

@@ -8,6 +8,8 @@ import { fixed, number, reach } from "./number.js";
 /** @import { EffectMap } from "./payload" */
 
 const TEXT_WIDTH = 6.6;
+/** Longest column label, in characters. */
+const LONGEST = 18;
 
 /**
  * Where everything lies, in pixels.
@@ -17,6 +19,7 @@ const TEXT_WIDTH = 6.6;
  * @property {number} cellWidth
  * @property {number} cellHeight
  * @property {boolean} slanted column labels are turned
+ * @property {number} overhang room right of the cells, where turned labels end
  * @property {number} everyColumn every how many columns one has a label
  * @property {number} everyRow every how many rows one has a label
  */
@@ -45,7 +48,7 @@ export class HeatMap extends Figure {
   draw(map, width) {
     const grid = measure(map, width);
     const { left, top, cellWidth, cellHeight } = grid;
-    const size = { width: left + cellWidth * map.columns.length + (grid.slanted ? 46 : 6), height: top + cellHeight * map.rows.length + 2 };
+    const size = { width: left + cellWidth * map.columns.length + (grid.overhang), height: top + cellHeight * map.rows.length + 2 };
     const cursor = s("rect", { class: "cursor", width: cellWidth, height: cellHeight, rx: 2, fill: "none", stroke: "var(--ink)", "stroke-width": 2, visibility: "hidden" });
     const drawing = s("svg", { ...size, "aria-hidden": "true" }, labels(map, grid), cells(map, grid), cursor);
     const board = h("div", { class: "scroll", role: "application", "aria-roledescription": "heat map", "aria-label": `${map.title}. ${map.rows.length} rows, ${map.columns.length} columns. Arrow keys read the cells; the data table holds the same numbers.` }, drawing);
@@ -96,14 +99,16 @@ function measure(map, width) {
   const widest = Math.max(...map.columns.map((label) => label.length)) * TEXT_WIDTH;
   const short = widest < 26;
   const slanted = !short && widest + 8 > cellWidth;
+  const turned = Math.min(widest, LONGEST * TEXT_WIDTH) * 0.72;
   const tall = map.rows.length <= 12 ? 28 : map.rows.length <= 26 ? 21 : 14;
   const cellHeight = many ? Math.max(12, Math.min(tall, cellWidth)) : tall;
   return {
     left,
-    top: 22 + (slanted ? Math.min(widest, 120) * 0.72 + 12 : 18),
-    cellWidth: slanted ? Math.min(cellWidth, (width - left - 52) / map.columns.length) : cellWidth,
+    top: 22 + (slanted ? turned + 12 : 18),
+    cellWidth: slanted ? Math.max(9, Math.min(cellWidth, (width - left - turned) / map.columns.length)) : cellWidth,
     cellHeight,
     slanted,
+    overhang: slanted ? turned : 6,
     everyColumn: slanted ? 1 : Math.ceil((widest + 5) / cellWidth),
     everyRow: cellHeight < 13 ? 2 : 1,
   };
@@ -125,7 +130,7 @@ function labels(map, { left, top, cellWidth, cellHeight, slanted, everyColumn, e
     if (column % everyColumn) return;
     const x = left + (column + 0.5) * cellWidth;
     const place = slanted ? { transform: `translate(${x - 2} ${top - 7}) rotate(-45)` } : { x, y: top - 7, "text-anchor": "middle" };
-    group.append(s("text", { class: "strong", ...place }, cut(label, 18)));
+    group.append(s("text", { class: "strong", ...place }, cut(label, LONGEST)));
   });
   return group;
 }

@@ -14,7 +14,7 @@ export function number(value) {
   else if (size >= 100) text = value.toFixed(0);
   else if (size >= 10) text = value.toFixed(1);
   else if (size >= 0.0995) text = value.toFixed(2);
-  else if (size >= 0.00095) text = value.toPrecision(2);
+  else if (size >= 0.00001) text = value.toPrecision(2);
   else text = value.toExponential(1);
   return minus(text);
 }

@@ -380,6 +380,8 @@ export interface PredictionCard {
   readonly verdict: VerdictName;
   /** Why, in numbers. */
   readonly reason: string;
+  /** What would change this prediction's verdict. */
+  readonly would_change: string;
 }
 
 /** How to get the same report again. */

@@ -23,8 +23,9 @@ from cutaway.models.tokens import Tokens
 if TYPE_CHECKING:
     from cutaway.models.sites import Site
 
-PASS_OVERHEAD = 96
-"""What one more pass costs beyond its tokens, in tokens a layer: measured on CPU, from the time of one-token passes."""
+WEIGHTS_READ, DISPATCH = 8, {"cpu": 1e7}
+"""What one more pass costs beyond its tokens, in tokens a layer: reading the weights costs as much as some tokens, and
+launching a layer's operations as much as that many multiply-adds (other devices than the CPU: a thousand times more)."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Plan:
         return Explanation(
             runs=len(self.runs),
             naive=naive,
-            planned=sum(_share_cost(share, depth, merged=True) for share in self.shares),
+            planned=sum(_share_cost(share, depth) for share in self.shares),
             bound=sum(self._bound(share, depth) for share in self.shares),
             passes=sum(self._passes(share) for share in self.shares),
             base_passes=sum(_chunks(share) for share in self.shares if share.base),
@@ -112,7 +113,7 @@ class Plan:
 
     def cost(self) -> int:
         """Planned tokens x layers; what `progress` counts to."""
-        return sum(_share_cost(share, max(1, self.model.body.n_layers), merged=True) for share in self.shares)
+        return sum(_share_cost(share, max(1, self.model.body.n_layers)) for share in self.shares)
 
     def runs_a_pass(self, share: Share, group: Group) -> int:
         """How many runs of a group are stacked in one pass."""
@@ -173,12 +174,13 @@ def _share(model: Model, runs: Sequence[Run], indices: Sequence[int], max_tokens
         if runs[i].edits:
             starts.setdefault(_start(model.body, runs[i]), []).append(i)
     plain = tuple(i for i in indices if not runs[i].edits)
-    groups = tuple(_merged(starts, len(inputs), inputs.width, depth))
+    extra = pass_overhead(model)
+    groups = tuple(_merged(starts, len(inputs), inputs.width, depth, extra))
     base = bool(plain) or any(g.layer > 0 or g.start > 0 for g in groups)
     share = Share(inputs, base, plain, groups, rows)
     if base and not plain:
         flat = Share(inputs, False, (), (Group(0, 0, tuple(i for g in groups for i in g.runs)),), rows)
-        if _share_cost(flat, depth) <= _share_cost(share, depth):
+        if _share_cost(flat, depth, extra) <= _share_cost(share, depth, extra):
             return flat
     return share
 
@@ -202,7 +204,14 @@ def _first_columns(inputs: Tokens, site: "Site") -> list[int]:
     return found or [0]
 
 
-def _merged(starts: dict[tuple[int, int], list[int]], rows: int, width: int, depth: int) -> list[Group]:
+def pass_overhead(model: Model) -> int:
+    """Tokens a layer that one more pass costs: few for wide models, hundreds for toy ones."""
+    block = model.module.get_submodule(model.body.layers[0].block)
+    weights = max(1, sum(p.numel() for p in block.parameters()))
+    return int(WEIGHTS_READ + DISPATCH.get(model.device.type, 1e10) / weights)
+
+
+def _merged(starts: dict[tuple[int, int], list[int]], rows: int, width: int, depth: int, extra: int) -> list[Group]:
     """For each block the cheapest partition of its start columns into neighbours that share a pass (dynamic programme)."""
     groups: list[Group] = []
     for layer in sorted({layer for layer, _ in starts}):
@@ -211,7 +220,7 @@ def _merged(starts: dict[tuple[int, int], list[int]], rows: int, width: int, dep
         best: list[tuple[float, int]] = [(0.0, 0)]
         for end in range(1, len(columns) + 1):
             options = [
-                (best[first][0] + (sum(counts[first:end]) * rows * (width - columns[first]) + PASS_OVERHEAD) * max(1, depth - layer), first)
+                (best[first][0] + (sum(counts[first:end]) * rows * (width - columns[first]) + extra) * max(1, depth - layer), first)
                 for first in range(end)
             ]
             best.append(min(options))
@@ -228,8 +237,8 @@ def _chunks(share: Share) -> int:
     return -(-len(share.inputs) // share.rows)
 
 
-def _share_cost(share: Share, depth: int, *, merged: bool = False) -> int:
+def _share_cost(share: Share, depth: int, extra: int = 0) -> int:
     rows, width = len(share.inputs), share.inputs.width
-    passes = 0 if merged else PASS_OVERHEAD * (len(share.groups) + int(share.base)) * depth
+    passes = extra * (len(share.groups) + int(share.base)) * depth
     base = rows * width * depth if share.base else 0
     return base + passes + sum(len(g.runs) * rows * (width - g.start) * max(1, depth - g.layer) for g in share.groups)

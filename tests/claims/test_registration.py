@@ -1,0 +1,55 @@
+"""Registration: what the code digest covers, and when a claim counts as written after the data were seen."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cutaway.artifacts
+from cutaway.claims import Entry, registration
+
+
+def test_the_code_digest_covers_what_can_move_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "cutaway"
+    shutil.copytree(
+        Path(cutaway.artifacts.__file__).parent, root, ignore=shutil.ignore_patterns("__pycache__", "weights")
+    )
+    monkeypatch.setattr(cutaway.artifacts, "__file__", str(root / "artifacts.py"))
+    first = registration.code()
+    (root / "cli").mkdir(exist_ok=True)
+    (root / "cli" / "extra.py").write_text("x = 1\n", encoding="utf-8")
+    assert registration.code() == first
+    (root / "stats" / "extra.py").write_text("x = 1\n", encoding="utf-8")
+    assert registration.code()["digest"] != first["digest"]
+
+
+def entry(seq: int, kind: str, plan: str, **changed: Any) -> Entry:
+    body = {
+        "task": {"splits": {"confirm": {"digest": changed.get("data", "d")}}},
+        "model": {"digest": changed.get("model", "m")},
+        "claim": {"subject": changed.get("subject", ["z.1.h3"]), "sentence": changed.get("sentence", plan)},
+    }
+    return Entry(seq, "", kind, plan, body if kind == "freeze" else {}, "", "")
+
+
+@pytest.mark.parametrize(
+    ("changed", "seen"),
+    [
+        ({}, ["a"]),
+        ({"subject": ["z.1.h3@end", "z.0.h0"]}, ["a"]),
+        ({"subject": ["z.1.h2"]}, []),
+        ({"data": "other"}, []),
+        ({"model": "other"}, []),
+        ({"sentence": "a"}, []),
+    ],
+    ids=["same ground", "a shared component", "other components", "other data", "another model", "the same claim"],
+)
+def test_a_claim_is_exploratory_on_ground_that_was_seen(changed: dict[str, Any], seen: list[str]) -> None:
+    entries = [entry(1, "freeze", "a"), entry(2, "open_split", "a"), entry(3, "freeze", "b", **changed)]
+    assert registration.seen_before("b", entries) == seen
+
+
+def test_a_claim_registered_before_the_opening_is_not() -> None:
+    entries = [entry(1, "freeze", "a"), entry(2, "freeze", "b"), entry(3, "open_split", "a")]
+    assert registration.seen_before("b", entries) == []

@@ -28,7 +28,7 @@ docs: $(READY) ## Write the generated pages anew (docs/cli.md, docs/errors.md).
 	$(BIN)/python docs/generate.py
 
 clean: ## Remove what these targets made, the environment included.
-	rm -rf .venv demo-report .ruff_cache .pytest_cache build dist
+	rm -rf .venv demo-report .demo-report.steps .ruff_cache .pytest_cache build dist
 	find src tests docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

@@ -3,8 +3,8 @@
     python benchmarks/capture.py [--rounds N]
 
 Random weights, CPU seconds at one thread; plain pass and capture in turn; the ratio is the median over rounds of
-capture over the mean of the two plain passes beside it. Bound on GPT-2-small's shape: 1.05. Logits are those of the plain
-pass, bit for bit, and the module's hooks are those of before.
+capture over the mean of the two plain passes beside it. Bound on GPT-2-small's shape: 1.05. The logits are those of
+the plain pass, bit for bit, and the module's hooks are those of before.
 """
 
 import argparse

@@ -4,8 +4,8 @@
     task = cutaway.tasks.get("induction", model)
     result = cutaway.study(model, task, out="report")
 
-The rooms: `models` (sites, edits, one forward pass), `engine` (many runs, planned), `tasks`, `zoo`, `lenses`, `patching`,
-`claims`, `report`. What needs more than torch is imported when it is first used.
+The rooms: `models` (sites, edits, one forward pass), `engine` (many runs, planned), `tasks`, `zoo`, `lenses`,
+`patching`, `claims`, `report`. What needs more than torch is imported when it is first used.
 """
 
 import importlib

@@ -37,7 +37,7 @@ class Provenance:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON types: dataclasses to dicts, tuples to lists, paths to text. Raises TypeError for what has no form."""
+    """`value` as JSON types: dataclasses to dicts, tuples to lists, paths to text. TypeError for what has no form."""
     if is_dataclass(value) and not isinstance(value, type):
         return {key: plain(item) for key, item in asdict(value).items()}
     if isinstance(value, Mapping):
@@ -48,8 +48,8 @@ def plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
+    if not isinstance(value, type) and hasattr(value, "tolist"):
+        return plain(value.tolist())  # type: ignore[union-attr]
     raise TypeError(f"{type(value).__name__} has no canonical JSON form")
 
 
@@ -104,7 +104,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
     """Save tensors with their manifest in one safetensors file; returns the file's SHA-256."""
-    content = save({key: item.detach().cpu().contiguous() for key, item in tensors.items()}, {"manifest": canonical(manifest)})
+    content = save(
+        {key: item.detach().cpu().contiguous() for key, item in tensors.items()}, {"manifest": canonical(manifest)}
+    )
     write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 
@@ -116,16 +118,21 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             manifest = json.loads((file.metadata() or {})["manifest"])
             return {key: file.get_tensor(key) for key in file.keys()}, manifest  # noqa: SIM118
     except FileNotFoundError:
-        raise BrokenEvidence(f"{path}: no such file; every artifact of a result must stay beside it", path=str(path)) from None
+        raise BrokenEvidence(
+            f"{path}: no such file; every artifact of a result must stay beside it", path=str(path)
+        ) from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise BrokenEvidence(f"{path}: not a saved result of cutaway ({error}); save it again", path=str(path)) from None
+        raise BrokenEvidence(
+            f"{path}: not a saved result of cutaway ({error}); save it again", path=str(path)
+        ) from None
 
 
 def require_same_model(found: str, expected: str, what: str) -> None:
     """Refuse an artifact of another model (WrongModel); both arguments are model digests."""
     if found != expected:
         raise WrongModel(
-            f"{what} was made for model {found[:12]}, this is model {expected[:12]}; make it again with this model, or load the model that it belongs to",
+            f"{what} was made for model {found[:12]}, this is model {expected[:12]}; make it again with this model, or "
+            "load the model that it belongs to",
             found=found,
             expected=expected,
         )

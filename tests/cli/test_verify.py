@@ -13,7 +13,7 @@ from tests.report import sample
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return report.write(tmp_path / "report", sample.study(), sample.artifacts(), sample.ledger_lines(tmp_path))
+    return report.write(tmp_path / "report", sample.study(), sample.artifacts(), sample.ledger_lines())
 
 
 def run(*words: object) -> Result:

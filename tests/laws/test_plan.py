@@ -4,12 +4,12 @@ from functools import cache
 
 import pytest
 import torch
-from tests.families import CAUSAL, FAMILIES, tiny
 
 import cutaway
 from cutaway import engine, sites
 from cutaway.engine import Run
 from cutaway.models import Model, Site, Tokens
+from tests.families import CAUSAL, FAMILIES, tiny
 
 TOLERANCE = 2e-5
 """Largest difference allowed, relative to the largest logit: products of another shape round differently in float32."""
@@ -31,7 +31,9 @@ def have(model: Model, kinds: list[str]) -> list[str]:
 
 
 def residual(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
-    acts = model.capture(clean, [Site(k, layer) for k in have(model, ["resid_pre", "resid_mid", "resid_post"]) for layer in range(3)])
+    acts = model.capture(
+        clean, [Site(k, layer) for k in have(model, ["resid_pre", "resid_mid", "resid_post"]) for layer in range(3)]
+    )
     places = ("subject", 0, -1, [1, 3], None)
     return [
         Run(corrupt, (site.at(pos).patch(acts),), reads=(Site("resid_post", 2),), logits="all")
@@ -52,8 +54,18 @@ def heads(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
 
 def neurons(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
     kinds = have(model, ["mlp_pre", "mlp_act"])
-    found = [Run(corrupt, (Site(kind, layer).neuron([0, 5]).at("end").add(torch.tensor([3.0, -2.0])),), logits="all") for kind in kinds for layer in range(3)]
-    return [*found, *(Run(corrupt, (Site(kind, 1).at("end").scale(-1.5),), logits="all") for kind in have(model, ["mlp_in", "mlp_out", "attn_in", "attn_out"]))]
+    found = [
+        Run(corrupt, (Site(kind, layer).neuron([0, 5]).at("end").add(torch.tensor([3.0, -2.0])),), logits="all")
+        for kind in kinds
+        for layer in range(3)
+    ]
+    return [
+        *found,
+        *(
+            Run(corrupt, (Site(kind, 1).at("end").scale(-1.5),), logits="all")
+            for kind in have(model, ["mlp_in", "mlp_out", "attn_in", "attn_out"])
+        ),
+    ]
 
 
 def patterns(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
@@ -68,10 +80,28 @@ def patterns(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
 def several(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
     acts = model.capture(clean, [sites.resid_post[0], sites.z[2]])
     return [
-        Run(corrupt, (sites.resid_post[0].at("subject").patch(acts), sites.z[2].head(1).zero(), sites.resid_pre[2].at(4).scale(2.0)), logits="all"),
-        Run(corrupt, (sites.z[1].head(0).scale(2.0), sites.z[1].head(0).zero(), sites.z[1].head(3).rows([1]).zero()), reads=(sites.embed, sites.v[1]), logits="end"),
+        Run(
+            corrupt,
+            (
+                sites.resid_post[0].at("subject").patch(acts),
+                sites.z[2].head(1).zero(),
+                sites.resid_pre[2].at(4).scale(2.0),
+            ),
+            logits="all",
+        ),
+        Run(
+            corrupt,
+            (sites.z[1].head(0).scale(2.0), sites.z[1].head(0).zero(), sites.z[1].head(3).rows([1]).zero()),
+            reads=(sites.embed, sites.v[1]),
+            logits="end",
+        ),
         Run(corrupt, (), reads=(sites.resid_post[1], sites.pattern[0]), logits="end"),
-        Run(corrupt, (sites.resid_post[1].at(3).project_out(torch.arange(32.0)),), reads=(sites.resid_post[0],), logits=((1, 3), (3, 0), (2, 4))),
+        Run(
+            corrupt,
+            (sites.resid_post[1].at(3).project_out(torch.arange(32.0)),),
+            reads=(sites.resid_post[0],),
+            logits=((1, 3), (3, 0), (2, 4)),
+        ),
     ]
 
 
@@ -98,7 +128,9 @@ def test_plan_equals_reference(family, edits, pad):
     real = [torch.arange(n) + o for n, o in zip(corrupt.lengths, corrupt.offsets)]
     oracle = masked(engine.reference(model, runs), real)
     plain = masked(engine.reference(model, [Run(corrupt, logits=run.logits) for run in runs]), real)
-    assert all(not torch.equal(a.logits, b.logits) for a, b, run in zip(oracle, plain, runs) if run.edits), "every edit must matter, or the law is empty"
+    assert all(not torch.equal(a.logits, b.logits) for a, b, run in zip(oracle, plain, runs) if run.edits), (
+        "every edit must matter, or the law is empty"
+    )
     for max_tokens in (4096, 20):
         found = masked(engine.plan(model, runs, max_tokens=max_tokens).execute(), real)
         assert largest_difference(found, oracle) < TOLERANCE, max_tokens
@@ -142,7 +174,9 @@ def test_reduce_keeps_row_order_in_any_chunks():
     whole = engine.plan(model, runs).execute(reduce=lambda result, rows: result.logits[:, 0])
     for max_tokens in (9, 18):
         seen = []
-        parts = engine.plan(model, runs, max_tokens=max_tokens).execute(reduce=lambda r, rows, seen=seen: seen.append(rows.tolist()) or r.logits[:, 0])
+        parts = engine.plan(model, runs, max_tokens=max_tokens).execute(
+            reduce=lambda r, rows, seen=seen: seen.append(rows.tolist()) or r.logits[:, 0]
+        )
         assert sorted(r for rows in seen for r in rows) == [0, 0, 1, 1, 2, 2]
         for a, b in zip(whole, parts, strict=True):
             assert torch.allclose(a, b, atol=1e-5)

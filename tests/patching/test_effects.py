@@ -68,6 +68,7 @@ def test_the_strongest_cells() -> None:
     assert replace(effects, on="clean", clean=effects.corrupt, corrupt=effects.clean).top(1, by="toward") == (
         "z.1.h3@end",
     )
+    assert replace(effects, on="clean").top(1, by="toward") == ("mlp_out.1",)  # here the other side is lower
     with pytest.raises(UnknownName, match="toward"):
         effects.top(1, by="towards")
     with pytest.raises(OutOfRange, match="at least 1"):

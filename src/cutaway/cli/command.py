@@ -26,7 +26,7 @@ class Command(TyperCommand):
     """What `cls=` of every command is."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command. An error of cutaway becomes its class name and message on stderr; --debug lets it through."""
+        """Run the command. An error of cutaway becomes its class name and message on stderr; --debug raises it."""
         try:
             return super().invoke(ctx)
         except CutawayError as error:

@@ -41,14 +41,18 @@ class Columns:
             return None
         if all(column >= start for row in wanted for column in row):
             return later.gather(wanted)
-        rows = [[(self if c < start else later).gather([[c]] * (r + 1))[r, 0] for c in row] for r, row in enumerate(wanted)]
+        rows = [
+            [(self if c < start else later).gather([[c]] * (r + 1))[r, 0] for c in row] for r, row in enumerate(wanted)
+        ]
         return torch.stack([torch.stack(row) for row in rows])
 
     def gather(self, wanted: list[list[int]]) -> Tensor:
         """Each row's own columns."""
         assert self.values is not None
         place = None if self.at is None else {column: i for i, column in enumerate(self.at)}
-        index = torch.tensor([[c if place is None else place[c] for c in row] for row in wanted], device=self.values.device)
+        index = torch.tensor(
+            [[c if place is None else place[c] for c in row] for row in wanted], device=self.values.device
+        )
         return self.values[torch.arange(len(wanted), device=index.device)[:, None], index]
 
 
@@ -88,7 +92,9 @@ def execute(plan: "cutaway.engine.planner.Plan", progress: Progress | None, redu
                         progress(min(done, total), total)
     except OutOfMemory as error:
         fit = max(1, plan.max_tokens // 2)
-        raise OutOfMemory(f"{error}. In a plan: execute it with max_tokens={fit} (now {plan.max_tokens})", fit=fit, **error.fields) from error
+        raise OutOfMemory(
+            f"{error}. In a plan: execute it with max_tokens={fit} (now {plan.max_tokens})", fit=fit, **error.fields
+        ) from error
     return [_joined(parts, run) for parts, run in zip(found, plan.runs)]
 
 
@@ -126,7 +132,9 @@ def _base(plan: "cutaway.engine.planner.Plan", share: Any, rows: list[int], toke
         if group.layer > 0:
             reads[Site("resid_post", group.layer - 1)] = None
         if group.start > 0:
-            reads |= {Site(kind, layer): None for layer in range(group.layer, plan.model.body.n_layers) for kind in _WHOLE}
+            reads |= {
+                Site(kind, layer): None for layer in range(group.layer, plan.model.body.n_layers) for kind in _WHOLE
+            }
         for run in (plan.runs[i] for i in group.runs):
             reads |= {site.base: None for site in run.reads if _needs_base(plan.model, site, group)}
             if group.start > 0:
@@ -134,12 +142,16 @@ def _base(plan: "cutaway.engine.planner.Plan", share: Any, rows: list[int], toke
                 early = None if wanted is None else [[c for c in row if c < group.start] for row in wanted]
                 asked += [early] if early is None or any(early) else []
     union = None if any(a is None for a in asked) else sorted({c for a in asked for row in a or [] for c in row})
-    logits, values = forward(plan.model, tokens, reads=list(reads), logits=None if union is None else [union] * len(tokens))
+    logits, values = forward(
+        plan.model, tokens, reads=list(reads), logits=None if union is None else [union] * len(tokens)
+    )
     return Base(rows, tokens, values, Columns(logits, union))
 
 
 def _needs_base(model: Model, site: Site, group: Any) -> bool:
-    return site.kind != "module" and (group.start > 0 or model.body.order(site.base)[0] < group.layer or _at_entry(model, site, group.layer))
+    return site.kind != "module" and (
+        group.start > 0 or model.body.order(site.base)[0] < group.layer or _at_entry(model, site, group.layer)
+    )
 
 
 def _at_entry(model: Model, site: Site, layer: int) -> bool:
@@ -157,7 +169,11 @@ def _pass(plan: "cutaway.engine.planner.Plan", group: Any, indices: Sequence[int
         for edit in (run.edits if n == len(run.inputs) else _for_rows(run, base))
     ]
     wanted = [_columns(run, base.rows, base.tokens) for run in runs]
-    columns = None if any(w is None for w in wanted) else sorted({c for w in wanted for row in w or [] for c in row if c >= group.start})
+    columns = (
+        None
+        if any(w is None for w in wanted)
+        else sorted({c for w in wanted for row in w or [] for c in row if c >= group.start})
+    )
     reads = list(dict.fromkeys(s.base for run in runs for s in run.reads if not _before(model, s, group)))
     logits, values = forward(
         model,
@@ -169,7 +185,19 @@ def _pass(plan: "cutaway.engine.planner.Plan", group: Any, indices: Sequence[int
         resume=Resume(group.layer, base.state(group.layer, group.start, times)) if group.layer > 0 else None,
         cache=base.cache(model, group.layer, group.start, times) if group.start > 0 else None,
     )
-    return [_result(model, run, w, base, group, Columns(None if logits is None else logits[j * n : (j + 1) * n], columns), values, slice(j * n, (j + 1) * n)) for j, (run, w) in enumerate(zip(runs, wanted))]
+    return [
+        _result(
+            model,
+            run,
+            w,
+            base,
+            group,
+            Columns(None if logits is None else logits[j * n : (j + 1) * n], columns),
+            values,
+            slice(j * n, (j + 1) * n),
+        )
+        for j, (run, w) in enumerate(zip(runs, wanted))
+    ]
 
 
 def _for_rows(run: Run, base: Base) -> list[Edit]:
@@ -179,10 +207,14 @@ def _for_rows(run: Run, base: Base) -> list[Edit]:
 
 
 def _before(model: Model, site: Site, group: Any) -> bool:
-    return site.kind != "module" and (model.body.order(site.base)[0] < group.layer or _at_entry(model, site, group.layer))
+    return site.kind != "module" and (
+        model.body.order(site.base)[0] < group.layer or _at_entry(model, site, group.layer)
+    )
 
 
-def _result(model: Model, run: Run, wanted: Any, base: Base, group: Any, later: Columns, values: dict[Site, Tensor], span: slice) -> RunResult:
+def _result(
+    model: Model, run: Run, wanted: Any, base: Base, group: Any, later: Columns, values: dict[Site, Tensor], span: slice
+) -> RunResult:
     found: dict[Site, Tensor] = {}
     for site in dict.fromkeys(s.base for s in run.reads):
         if _before(model, site, group):

@@ -220,7 +220,11 @@ def _merged(starts: dict[tuple[int, int], list[int]], rows: int, width: int, dep
         best: list[tuple[float, int]] = [(0.0, 0)]
         for end in range(1, len(columns) + 1):
             options = [
-                (best[first][0] + (sum(counts[first:end]) * rows * (width - columns[first]) + extra) * max(1, depth - layer), first)
+                (
+                    best[first][0]
+                    + (sum(counts[first:end]) * rows * (width - columns[first]) + extra) * max(1, depth - layer),
+                    first,
+                )
                 for first in range(end)
             ]
             best.append(min(options))

@@ -1,4 +1,4 @@
-"""Identify: what the explore split says about where a behavior lives. Every number here is a hypothesis, none a verdict."""
+"""Identify: what the explore split says about where a behavior lives. Every number here is a hypothesis."""
 
 from dataclasses import dataclass, replace
 
@@ -8,10 +8,11 @@ from cutaway import engine, lenses, patching
 from cutaway.engine import Run
 from cutaway.errors import Misaligned
 from cutaway.lenses import HeadScores, LogitLens
+from cutaway.loop.steps import Steps
 from cutaway.models import Model, Site, sites
 from cutaway.patching import Effects
 from cutaway.patching.ablate import donor_rows
-from cutaway.loop.steps import Steps
+from cutaway.patching.measure import Cell, encode, measure, required
 from cutaway.tasks import Batch, Task, metric_named
 
 
@@ -54,12 +55,15 @@ class Findings:
 
 def behavior(model: Model, task: Task) -> Behavior:
     """Clean and corrupt metric of every pair of a split. Cost: two forward passes."""
-    batch = patching.measure.encode(model, task)
+    batch = encode(model, task)
     runs = [Run(rows, logits=batch.logits) for rows in (batch.clean, batch.corrupt)]
     plan = engine.plan(model, runs)
-    clean, corrupt = (batch.combine(scores) for scores in plan.execute(reduce=lambda r, rows: batch.row_scores(r.logits, rows)))
+    clean, corrupt = (
+        batch.combine(scores)
+        for scores in plan.execute(reduce=lambda r, rows: batch.row_scores(required(r.logits), rows))
+    )
     right = replace(batch, metric=metric_named("accuracy"), reference=None)
-    (scores,) = engine.plan(model, runs[:1]).execute(reduce=lambda r, rows: right.row_scores(r.logits, rows))
+    (scores,) = engine.plan(model, runs[:1]).execute(reduce=lambda r, rows: right.row_scores(required(r.logits), rows))
     sign = batch.metric.sign
     accuracy = float(right.combine(scores).mean())
     return Behavior(batch, tuple((sign * clean).tolist()), tuple((sign * corrupt).tolist()), accuracy)
@@ -96,16 +100,30 @@ def identify(model: Model, batch: Batch, steps: Steps, *, ablation: str, seed: i
     roles = tuple(batch.roles)
     names = [str(site) for site in parts]
     residual = steps.do(
-        "residual stream", Effects.load, lambda p: patching.sweep(model, batch, states, positions=roles, progress=p), roles=roles
+        "residual stream",
+        Effects.load,
+        lambda p: patching.sweep(model, batch, states, positions=roles, progress=p),
+        roles=roles,
     )
-    denoised = steps.do("heads and MLPs", Effects.load, lambda p: patching.sweep(model, batch, parts, progress=p), sites=names)
+    denoised = steps.do(
+        "heads and MLPs", Effects.load, lambda p: patching.sweep(model, batch, parts, progress=p), sites=names
+    )
     ablated = steps.do(
-        "ablation", Effects.load, lambda p: patching.ablate(model, batch, parts, value=ablation, seed=seed, progress=p), seed=seed, value=ablation
+        "ablation",
+        Effects.load,
+        lambda p: patching.ablate(model, batch, parts, value=ablation, seed=seed, progress=p),
+        seed=seed,
+        value=ablation,
     )
     kinds = [kind for kind in ("z", "mlp_out") if any(site.kind == kind for site in parts)]
     estimated = None
     if batch.metric.differentiable:
-        estimated = steps.do("attribution", Effects.load, lambda p: patching.attribution(model, batch, kinds=kinds, progress=p), kinds=kinds)
+        estimated = steps.do(
+            "attribution",
+            Effects.load,
+            lambda p: patching.attribution(model, batch, kinds=kinds, progress=p),
+            kinds=kinds,
+        )
     lens = None
     if model.body.unembed is not None and not model.body.resume:
         lens = steps.do("logit lens", LogitLens.load, lambda p: lenses.logit_lens(model, batch, progress=p))
@@ -167,8 +185,8 @@ def together(model: Model, batch: Batch, parts: list[Site], steps: Steps, *, abl
 
 def _exchanged(model: Model, batch: Batch, parts: list[Site], progress: engine.Progress) -> Effects:
     donor = model.capture(batch.corrupt, list(dict.fromkeys(site.base for site in parts)))
-    cell = patching.measure.Cell(" + ".join(map(str, parts)), tuple(site.patch(donor) for site in parts))
-    return patching.measure.measure(model, batch, [cell], on="clean", method="noise", progress=progress)
+    cell = Cell(" + ".join(map(str, parts)), tuple(site.patch(donor) for site in parts))
+    return measure(model, batch, [cell], on="clean", method="noise", progress=progress)
 
 
 def role_of(site: Site, scores: HeadScores | None) -> str:
@@ -178,7 +196,11 @@ def role_of(site: Site, scores: HeadScores | None) -> str:
     index = {label: i for i, label in enumerate(scores.labels)}.get(str(site).replace("z.", "pattern.", 1))
     if index is None:
         return ""
-    words = {"previous": "attends to the previous token", "induction": "attends to the token after an earlier copy", "duplicate": "attends to an earlier copy"}
+    words = {
+        "previous": "attends to the previous token",
+        "induction": "attends to the token after an earlier copy",
+        "duplicate": "attends to an earlier copy",
+    }
     best = max(words, key=lambda kind: torch.nan_to_num(scores.mean(kind)[index], nan=-1.0).item())
     value = float(scores.mean(best)[index])
     return f"{words[best]} ({value:.0%} of its weight)" if value >= 0.4 else ""

@@ -47,7 +47,19 @@ def propose(
     for candidate in chosen:
         others = tuple(name for name in names if name != str(candidate.site))
         sentence = _sentence(candidate, findings, behavior)
-        found.append(Proposal(str(candidate.site), "component", Claim(sentence, (str(candidate.site),), predictions=_predictions(candidate, findings.ablation), exclude=others, **shared)))
+        found.append(
+            Proposal(
+                str(candidate.site),
+                "component",
+                Claim(
+                    sentence,
+                    (str(candidate.site),),
+                    predictions=_predictions(candidate, findings.ablation),
+                    exclude=others,
+                    **shared,
+                ),
+            )
+        )
     joint = _joint(together, findings.ablation) if together is not None else ()
     if joint:
         claim = Claim(f"{' and '.join(names)} together carry {behavior}.", names, predictions=joint, **shared)
@@ -65,14 +77,22 @@ def _joint(together: Together, ablation: str) -> tuple[Prediction, ...]:
     return tuple(found)
 
 
-def _controls(findings: Findings, ranked: list[Candidate], chosen: list[Candidate], shared: dict, behavior: str) -> list[Proposal]:
+def _controls(
+    findings: Findings, ranked: list[Candidate], chosen: list[Candidate], shared: dict, behavior: str
+) -> list[Proposal]:
     first, names = chosen[0], tuple(str(c.site) for c in chosen)
     same_kind = [c for c in ranked if c.site.kind == first.site.kind and c not in chosen]
     found = []
     if same_kind and same_kind[-1].strength < LEAST:
         decoy = str(same_kind[-1].site)
-        sentence = f"{decoy} is necessary for {behavior}. (A decoy: it did least on the explore split, and this must not come out supported.)"
-        claim = Claim(sentence, (decoy,), predictions=(Necessary(at_least=LEAST, ablation=findings.ablation),), exclude=names, **shared)
+        sentence = f"{decoy} is necessary for {behavior}. (A decoy: it did least on the explore split.)"
+        claim = Claim(
+            sentence,
+            (decoy,),
+            predictions=(Necessary(at_least=LEAST, ablation=findings.ablation),),
+            exclude=names,
+            **shared,
+        )
         found.append(Proposal(f"decoy {decoy}", "decoy", claim))
     subject = str(first.site)
     sentence = f"Ablating {subject} leaves other text alone."
@@ -86,7 +106,11 @@ def _sentence(candidate: Candidate, findings: Findings, behavior: str) -> str:
     what = f"{candidate.site}, which {role}," if role else str(candidate.site)
     if candidate.needed <= -LEAST:
         return f"{what} works against {behavior}: without it the behavior grows."
-    ways = [word for word, share in (("is necessary for", candidate.needed), ("carries", candidate.restored)) if share >= LEAST]
+    ways = [
+        word
+        for word, share in (("is necessary for", candidate.needed), ("carries", candidate.restored))
+        if share >= LEAST
+    ]
     return f"{what} {' and '.join(ways) or 'takes part in'} {behavior}."
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from cutaway import report
 from cutaway.artifacts import require_same_model
 from cutaway.errors import BrokenEvidence
-from cutaway.models import Model, load
-from cutaway.loop.study import study
 from cutaway.loop.steps import Progress
+from cutaway.loop.study import study
+from cutaway.models import Model, load
 from cutaway.tasks import Task
 
 _NOT_NUMBERS = ("environment", "plan", "rerun")
@@ -55,7 +55,9 @@ def repeat(folder: Path | str, model: Model | None = None, *, progress: Progress
             raise BrokenEvidence(f"{folder}: task.jsonl is not the task of the report", path=str(folder))
         kept = {key: options[key] for key in ("seed", "n_candidates", "alpha", "minimum_gap")}
         again = study(model, task, out=Path(scratch) / "report", progress=progress, **kept)
-    old, new = (dict(_leaves(r.model_dump(mode="json", exclude=set(_NOT_NUMBERS)))) for r in (found.study, again.report))
+    old, new = (
+        dict(_leaves(r.model_dump(mode="json", exclude=set(_NOT_NUMBERS)))) for r in (found.study, again.report)
+    )
     # a plan's hash covers the program text, so it moves with the version; the numbers must not
     keys = [key for key in dict.fromkeys([*old, *new]) if not key.endswith(".plan")]
     moved = {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}

@@ -1,9 +1,9 @@
-"""Steps of a study that survive an interruption: each finished result is a file named by the hash of what it rests on."""
+"""Steps of a study that survive an interruption: each finished result is a file named by what it rests on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from cutaway.artifacts import digest
 from cutaway.claims.registration import code
@@ -15,6 +15,7 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 """Called by long steps with (done, total, what is being done)."""
 
 
+@runtime_checkable
 class Saved(Protocol):
     """A result that can be written and read back."""
 
@@ -30,7 +31,7 @@ def silent(done: int, total: int, label: str) -> None:
 
 @dataclass
 class Steps:
-    """The working folder of one study: finished results by content hash, and what to tell the user when it is stopped."""
+    """The working folder of one study: finished results by content hash, and what to say when it is stopped."""
 
     folder: Path
     model: Model
@@ -41,8 +42,14 @@ class Steps:
     kept: list[str] = field(default_factory=list)
     """Names of the steps that are finished and on disk."""
 
-    def do(self, name: str, load: Callable[[Path, Model], T], make: Callable[[Callable[[int, int], None]], T], **options: Any) -> T:
-        """The result of a step: read back when model, task, options and code are those of the file, else computed and written."""
+    def do(
+        self,
+        name: str,
+        load: Callable[[Path, Model], T],
+        make: Callable[[Callable[[int, int], None]], T],
+        **options: Any,
+    ) -> T:
+        """The result of a step: read back when model, task, options and code are the same, else made and written."""
         key = digest([name, self.model.digest, self.task.digest, code()["digest"], options])
         path = self.folder / f"{name.replace(' ', '-')}-{key[:16]}.safetensors"
         if path.exists() and not self.fresh:
@@ -64,4 +71,8 @@ class Steps:
     def interrupted(self, name: str) -> Interrupted:
         """The error that says where it stopped and what was kept."""
         kept = ", ".join(self.kept) or "nothing yet"
-        return Interrupted(f"stopped in step {name!r}. Kept in {self.folder}: {kept}. Run the same study again to go on from there", step=name, kept=list(self.kept))
+        return Interrupted(
+            f"stopped in step {name!r}. Kept in {self.folder}: {kept}. Run the same study again to go on from there",
+            step=name,
+            kept=list(self.kept),
+        )

@@ -15,13 +15,13 @@ from types import MappingProxyType
 
 from cutaway.claims import ClaimResult, Ledger
 from cutaway.errors import ClaimChanged, NoBehavior
-from cutaway.models import Model
-from cutaway.report import StudyReport, behavior_check, write
-from cutaway.report.schema import BehaviorCheck
 from cutaway.loop import assemble
 from cutaway.loop.identify import ablation_for, behavior, candidates, identify, together
 from cutaway.loop.propose import Proposal, chosen_of, propose
 from cutaway.loop.steps import Progress, Steps, silent
+from cutaway.models import Model
+from cutaway.report import StudyReport, behavior_check, write
+from cutaway.report.schema import BehaviorCheck
 from cutaway.tasks import Task, metric_named
 
 LEAST_GAP: Mapping[str, float] = MappingProxyType({"nat": 0.5, "probability": 0.1, "share": 0.1})
@@ -73,7 +73,17 @@ def study(
         raise steps.interrupted("the study") from None
 
 
-def _study(model: Model, task: Task, out: Path, steps: Steps, seed: int, n: int, alpha: float, minimum_gap: float | None, began: float) -> StudyResult:
+def _study(
+    model: Model,
+    task: Task,
+    out: Path,
+    steps: Steps,
+    seed: int,
+    n: int,
+    alpha: float,
+    minimum_gap: float | None,
+    began: float,
+) -> StudyResult:
     explore = task.split("explore")
     steps.progress(0, 1, "behavior")
     shown = behavior(model, explore)
@@ -84,22 +94,37 @@ def _study(model: Model, task: Task, out: Path, steps: Steps, seed: int, n: int,
     ablation = ablation_for(model, task, seed)
     findings = identify(model, shown.batch, steps, ablation=ablation, seed=seed)
     chosen = chosen_of(candidates(findings), n)
-    joint = together(model, shown.batch, [c.site for c in chosen], steps, ablation=ablation, seed=seed) if len(chosen) > 1 else None
+    joint = (
+        together(model, shown.batch, [c.site for c in chosen], steps, ablation=ablation, seed=seed)
+        if len(chosen) > 1
+        else None
+    )
     proposals = propose(findings, joint, task.name, n=n, alpha=alpha, seed=seed, behavior=f"the {task.name} behavior")
     ledger = Ledger(steps.folder / "ledger.sqlite")
     results = _tested(model, task, proposals, ledger, findings.search, steps)
     options = {"seed": seed, "n_candidates": n, "alpha": alpha, "minimum_gap": minimum_gap}
-    made = assemble.assemble(model, task, shown, check, findings, chosen, proposals, results, options, time.monotonic() - began)
+    made = assemble.assemble(
+        model, task, shown, check, findings, chosen, proposals, results, options, time.monotonic() - began
+    )
     write(out, made.report, made.artifacts, assemble.ledger_lines(ledger))
     verdicts = {p.claim.sentence: r.verdict for p, r in zip(proposals, results)}
     return StudyResult(out, made.report, verdicts, holds(proposals, results))
 
 
-def checked(clean: tuple[float, ...], corrupt: tuple[float, ...], clusters: tuple[str, ...], accuracy: float, metric: str, minimum_gap: float | None) -> BehaviorCheck:
+def checked(
+    clean: tuple[float, ...],
+    corrupt: tuple[float, ...],
+    clusters: tuple[str, ...],
+    accuracy: float,
+    metric: str,
+    minimum_gap: float | None,
+) -> BehaviorCheck:
     """The behavior check: a gap that is reliably large enough, and more than half of the clean prompts right."""
     unit = metric_named(metric).unit
     least = minimum_gap if minimum_gap is not None else LEAST_GAP.get(unit, 0.1)
-    found = behavior_check(split="explore", clean=clean, corrupt=corrupt, clusters=clusters, accuracy=accuracy, threshold=least)
+    found = behavior_check(
+        split="explore", clean=clean, corrupt=corrupt, clusters=clusters, accuracy=accuracy, threshold=least
+    )
     return found if accuracy > 0.5 else found.model_copy(update={"passed": False})
 
 
@@ -108,16 +133,19 @@ def no_behavior(model: Model, task: Task, check: BehaviorCheck) -> NoBehavior:
     unit = metric_named(task.metric).unit
     low = "-" if check.gap.low is None else f"{check.gap.low:.3g}"
     return NoBehavior(
-        f"{model.name} does not show {task.name!r}: on the explore split the gap between clean and corrupt prompts is {check.gap.value:.3g} {unit} "
-        f"(lower bound {low}, needed {check.threshold:g}), and {check.accuracy:.0%} of the clean prompts are right (needed: more than half). "
-        "There is nothing to explain; choose another task, or minimum_gap= when a smaller gap is the behavior",
+        f"{model.name} does not show {task.name!r}: on the explore split the gap from corrupt to clean prompts is "
+        f"{check.gap.value:.3g} {unit} (lower bound {low}, needed {check.threshold:g}); {check.accuracy:.0%} of the "
+        "clean prompts are right (needed: more than half). There is nothing to explain; choose another task, or "
+        "minimum_gap= when a smaller gap is the behavior",
         gap=check.gap.value,
         accuracy=check.accuracy,
         threshold=check.threshold,
     )
 
 
-def _tested(model: Model, task: Task, proposals: list[Proposal], ledger: Ledger, search: int, steps: Steps) -> list[ClaimResult]:
+def _tested(
+    model: Model, task: Task, proposals: list[Proposal], ledger: Ledger, search: int, steps: Steps
+) -> list[ClaimResult]:
     """Freeze all claims, then open the confirm split for each; what the ledger has a result for is taken from it."""
     label = "claims frozen"
     frozen = []
@@ -132,11 +160,19 @@ def _tested(model: Model, task: Task, proposals: list[Proposal], ledger: Ledger,
         if recorded is not None and steps.fresh:
             again = plan.rerun(model, task, ledger, reason="study run again with force")
             if not again.same:
-                raise ClaimChanged(f"claim {proposal.name!r}: run again, it came out {again.again.verdict}, recorded is {again.recorded.verdict}", changed=["verdict"])
+                raise ClaimChanged(
+                    f"claim {proposal.name!r}: run again, it came out {again.again.verdict}; "
+                    f"the ledger has {again.recorded.verdict}. Go on from there, or study into another folder",
+                    changed=["verdict"],
+                )
         if recorded is not None:
             results.append(ClaimResult(recorded))
         else:
-            results.append(plan.run(model, task, ledger, progress=lambda done, total, label=label: steps.progress(done, total, label)))
+            results.append(
+                plan.run(
+                    model, task, ledger, progress=lambda done, total, label=label: steps.progress(done, total, label)
+                )
+            )
         steps.progress(1, 1, label)
         steps.kept.append(label)
     return results

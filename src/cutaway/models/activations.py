@@ -31,7 +31,10 @@ class Activations(Mapping[Site, Tensor]):
         """
         site = Site.parse(site) if isinstance(site, str) else site
         if site.base not in self.tensors:
-            raise UnknownSite(f"site {site.base}: not captured here.{did_you_mean(str(site.base), map(str, self.tensors))}", site=str(site))
+            raise UnknownSite(
+                f"site {site.base}: not captured here.{did_you_mean(str(site.base), map(str, self.tensors))}",
+                site=str(site),
+            )
         return self._select(self.tensors[site.base], site)
 
     def __iter__(self) -> Iterator[Site]:
@@ -44,7 +47,9 @@ class Activations(Mapping[Site, Tensor]):
         """The given rows, in the given order: row i of the result is row rows[i] of this. For resampling."""
         index = torch.as_tensor(list(rows))
         tokens = None if self.tokens is None else self.tokens.take(rows)
-        return Activations({site: value[index.to(value.device)] for site, value in self.tensors.items()}, tokens, self.model)
+        return Activations(
+            {site: value[index.to(value.device)] for site, value in self.tensors.items()}, tokens, self.model
+        )
 
     def save(self, path: Path | str) -> str:
         """Save to one safetensors file; returns its SHA-256."""
@@ -82,14 +87,20 @@ class Activations(Mapping[Site, Tensor]):
 
     def _positions(self, value: Tensor, site: Site, axis: int) -> Tensor:
         if self.tokens is None:
-            wanted = [site.pos] if isinstance(site.pos, int) else list(site.pos) if isinstance(site.pos, tuple) else None
+            wanted = (
+                [site.pos] if isinstance(site.pos, int) else list(site.pos) if isinstance(site.pos, tuple) else None
+            )
             if wanted is None:
-                raise UsageError(f"site {site}: a wrapped module's inputs have no roles or token texts; select positions by number")
+                raise UsageError(
+                    f"site {site}: a wrapped module's inputs have no roles or token texts; select positions by number"
+                )
             columns = [[p % value.shape[axis] for p in wanted]] * value.shape[0]
         else:
             columns = self.tokens.columns(site.pos)
         if len({len(c) for c in columns}) != 1:
-            raise UsageError(f"site {site}: it selects unequal numbers of tokens in the rows ({sorted({len(c) for c in columns})})")
+            raise UsageError(
+                f"site {site}: it selects unequal numbers of tokens in the rows ({sorted({len(c) for c in columns})})"
+            )
         index = torch.tensor(columns, device=value.device)
         shape = [index.shape[0]] + [1] * (value.ndim - 1)
         shape[axis] = index.shape[1]

@@ -104,7 +104,11 @@ class Anatomy:
         if site.kind not in taps:
             reason = refused.get(site.kind, "it was not found in this architecture")
             have = ", ".join(kind for kind in KINDS if kind in taps)
-            raise SiteUnavailable(f"site '{site}': this model does not have it: {reason}. Available here: {have}", site=str(site), reason=reason)
+            raise SiteUnavailable(
+                f"site '{site}': this model does not have it: {reason}. Available here: {have}",
+                site=str(site),
+                reason=reason,
+            )
         self._check_units(site)
         return taps[site.kind]
 
@@ -115,7 +119,9 @@ class Anatomy:
         for unit in (site.unit,) if isinstance(site.unit, int) else site.unit:
             if not 0 <= unit < size:
                 what = {"kv_head": "key/value heads", "head": "heads", "neuron": "neurons"}[site.axis or "neuron"]
-                raise OutOfRange(f"site '{site}': this model has {size} {what} (0-{size - 1}), not {unit}", site=str(site), unit=unit)
+                raise OutOfRange(
+                    f"site '{site}': this model has {size} {what} (0-{size - 1}), not {unit}", site=str(site), unit=unit
+                )
 
     def n_units(self, site: Site) -> int:
         """Heads, key/value heads or neurons of a site."""
@@ -161,7 +167,11 @@ class Anatomy:
         """Every site of the vocabulary, by layer, refused ones included."""
         layered = [kind for kind in KINDS if KINDS[kind].layered]
         once = [kind for kind in KINDS if not KINDS[kind].layered]
-        return [Site("embed"), *(Site(k, layer) for layer in range(self.n_layers) for k in layered), *(Site(k) for k in once if k != "embed")]
+        return [
+            Site("embed"),
+            *(Site(k, layer) for layer in range(self.n_layers) for k in layered),
+            *(Site(k) for k in once if k != "embed"),
+        ]
 
     def order(self, site: Site) -> tuple[int, int]:
         """Execution order: (block, rank inside the block). `resid_post.L` ranks as the input of block L + 1."""

@@ -54,14 +54,18 @@ def register(implementation: str) -> str:
 
 
 def _twin(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any):
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ):
         kernel = _kernel(module, implementation)
         session = active.get()
         if session is None:
             return kernel(module, query, key, value, attention_mask, **kwargs)
         q_len = query.shape[2]
         query, key, value = (
-            session.at(module, kind, tensor.transpose(1, 2), q_len).transpose(1, 2) if session.wants(module, kind) else tensor
+            session.at(module, kind, tensor.transpose(1, 2), q_len).transpose(1, 2)
+            if session.wants(module, kind)
+            else tensor
             for kind, tensor in (("q", query), ("k", key), ("v", value))
         )
         if session.wants(module, "scores", "pattern"):
@@ -95,7 +99,15 @@ def eager_kernel(module: nn.Module) -> Callable[..., Any]:
     )
 
 
-def _eager(session: AttentionSession, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict[str, Any]):
+def _eager(
+    session: AttentionSession,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    kwargs: dict[str, Any],
+):
     kernel = eager_kernel(module)
     kwargs.pop("is_causal", None) if "is_causal" not in inspect.signature(kernel).parameters else None
     with _Softmax(session, module, query.shape[2]):

@@ -62,11 +62,21 @@ def table(model: "cutaway.models.model.Model") -> list[dict[str, object]]:
     rows = []
     for site in model.body.sites():
         status = model.body.status(site)
-        rows.append({"site": str(site), "status": status.state, "error": status.error, "editable": status.editable and status.state != "refused", "reason": status.reason})
+        rows.append(
+            {
+                "site": str(site),
+                "status": status.state,
+                "error": status.error,
+                "editable": status.editable and status.state != "refused",
+                "reason": status.reason,
+            }
+        )
     return rows
 
 
-def _output(model: "cutaway.models.model.Model", tokens: Tokens, edits: list[Placed], reads: list[Site] | None = None) -> tuple[Tensor, Mapping[Site, Tensor]]:
+def _output(
+    model: "cutaway.models.model.Model", tokens: Tokens, edits: list[Placed], reads: list[Site] | None = None
+) -> tuple[Tensor, Mapping[Site, Tensor]]:
     """What the model gives: logits, or the last residual stream of a model without a head."""
     last = Site("resid_post", model.body.n_layers - 1)
     if "logits" in model.body.taps:
@@ -77,10 +87,20 @@ def _output(model: "cutaway.models.model.Model", tokens: Tokens, edits: list[Pla
     return values[last], values
 
 
-def _status(model: "cutaway.models.model.Model", tokens: Tokens, site: Site, identities: Mapping[tuple[str, int | None], tuple[float, float]]) -> Status:
+def _status(
+    model: "cutaway.models.model.Model",
+    tokens: Tokens,
+    site: Site,
+    identities: Mapping[tuple[str, int | None], tuple[float, float]],
+) -> Status:
     error, limit = identities.get((site.kind, site.layer), (0.0, 0.0))
     if error > limit:
-        return Status("refused", f"its identity is off by {error:.2g}, more than rounding explains ({limit:.2g})", error, editable=False)
+        return Status(
+            "refused",
+            f"its identity is off by {error:.2g}, more than rounding explains ({limit:.2g})",
+            error,
+            editable=False,
+        )
     try:
         plain, _ = _output(model, tokens, [], [site] if site.kind in PATTERN_KINDS else None)
         same, _ = _output(model, tokens, [Placed(site.apply(lambda value: value), tokens)])
@@ -88,10 +108,16 @@ def _status(model: "cutaway.models.model.Model", tokens: Tokens, site: Site, ide
     except CutawayError as problem:
         return Status("refused", str(problem), None, editable=False)
     if not torch.equal(plain, same):
-        return Status("refused", f"an edit that changes nothing moved the output by {float((plain - same).abs().max()):.2g}", editable=False)
+        return Status(
+            "refused",
+            f"an edit that changes nothing moved the output by {float((plain - same).abs().max()):.2g}",
+            editable=False,
+        )
     checked = "identity edit bit-equal" + ("; sums to its parts" if site.kind in _IDENTITIES and limit > 0 else "")
     if site.kind != "logits" and torch.equal(plain, moved):
-        return Status("verified", f"{checked}; readable only: a change made here does not reach the output", error, editable=False)
+        return Status(
+            "verified", f"{checked}; readable only: a change made here does not reach the output", error, editable=False
+        )
     return Status("verified", checked, error)
 
 
@@ -102,11 +128,16 @@ def _nudge(value: Tensor) -> Tensor:
     return changed
 
 
-def _identities(model: "cutaway.models.model.Model", tokens: Tokens) -> dict[tuple[str, int | None], tuple[float, float]]:
+def _identities(
+    model: "cutaway.models.model.Model", tokens: Tokens
+) -> dict[tuple[str, int | None], tuple[float, float]]:
     """For each site that an identity speaks of: (largest difference, what rounding may explain)."""
     found: dict[tuple[str, int | None], tuple[float, float]] = {}
     for index in range(model.body.n_layers):
-        for kinds, (difference, limit) in [*_residual_identity(model, tokens, index), *_attention_identity(model, tokens, index)]:
+        for kinds, (difference, limit) in [
+            *_residual_identity(model, tokens, index),
+            *_attention_identity(model, tokens, index),
+        ]:
             for kind in kinds:
                 before = found.get((kind, index), (0.0, limit))
                 found[(kind, index)] = (max(before[0], difference), max(before[1], limit))
@@ -141,7 +172,10 @@ def _residual_identity(model: "cutaway.models.model.Model", tokens: Tokens, inde
         return
     writes = [v[kind] for kind in ("attn_write", "mlp_write") if kind in v]
     total = sum(writes, v["resid_pre"])
-    yield tuple(kind for kind in ("attn_write", "mlp_write", "resid_post") if kind in v), _compare(total, v["resid_post"])
+    yield (
+        tuple(kind for kind in ("attn_write", "mlp_write", "resid_post") if kind in v),
+        _compare(total, v["resid_post"]),
+    )
     if "resid_mid" in v:
         yield ("resid_mid",), _compare(v["resid_pre"] + v["attn_write"], v["resid_mid"])
 
@@ -159,7 +193,10 @@ def _attention_identity(model: "cutaway.models.model.Model", tokens: Tokens, ind
     yield ("z", "v", "pattern"), _compare(mixed, v["z"])
     if layer.o_proj is not None and "attn_out" in v:
         with torch.no_grad():
-            yield ("attn_out", "z"), _compare(model.module.get_submodule(layer.o_proj)(v["z"].flatten(2)), v["attn_out"])
+            yield (
+                ("attn_out", "z"),
+                _compare(model.module.get_submodule(layer.o_proj)(v["z"].flatten(2)), v["attn_out"]),
+            )
 
 
 # -- what may be cut short
@@ -217,11 +254,15 @@ def _suffix(model: "cutaway.models.model.Model", tokens: Tokens) -> str:
     return ""
 
 
-def _resumed(model: "cutaway.models.model.Model", tokens: Tokens, layer: int, state: Tensor | None, start: int, cache: object) -> Tensor:
+def _resumed(
+    model: "cutaway.models.model.Model", tokens: Tokens, layer: int, state: Tensor | None, start: int, cache: object
+) -> Tensor:
     resume = Resume(layer, state) if state is not None else None
     last = Site("resid_post", model.body.n_layers - 1)
     if "logits" in model.body.taps:
         logits, _ = forward(model, tokens, resume=resume, start=start, cache=cache)
         assert logits is not None
         return logits
-    return forward(model, tokens, reads=[last], logits=[[]] * len(tokens), resume=resume, start=start, cache=cache)[1][last]
+    return forward(model, tokens, reads=[last], logits=[[]] * len(tokens), resume=resume, start=start, cache=cache)[1][
+        last
+    ]

@@ -26,7 +26,9 @@ class PrefixCache:
             def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
                 """Nothing to do: the prefix is all there is."""
 
-            def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            def update(
+                self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+            ) -> tuple[Tensor, Tensor]:
                 import torch
 
                 return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)  # type: ignore[list-item]

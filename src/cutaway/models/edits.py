@@ -35,13 +35,21 @@ class Edit:
     def __post_init__(self) -> None:
         if isinstance(self.value, Tensor):
             if self.value.dtype == torch.bool or self.value.is_complex():
-                raise BadEdit(f"edit of {self.site}: a value of {self.value.dtype} cannot be written into an activation; give floats", site=str(self.site))
+                raise BadEdit(
+                    f"edit of {self.site}: a value of {self.value.dtype} cannot be written into an activation; give floats",
+                    site=str(self.site),
+                )
             if self.site.kind not in PATTERN_KINDS and not bool(torch.isfinite(self.value).all()):
-                raise BadEdit(f"edit of {self.site}: the value holds NaN or infinity; every run after it would be NaN", site=str(self.site))
+                raise BadEdit(
+                    f"edit of {self.site}: the value holds NaN or infinity; every run after it would be NaN",
+                    site=str(self.site),
+                )
         if self.op == "clamp" and self.low is None and self.high is None:
             raise BadEdit(f"edit of {self.site}: clamp needs low=, high= or both", site=str(self.site))
         if self.op == "project" and (not isinstance(self.value, Tensor) or float(self.value.norm()) == 0.0):
-            raise BadEdit(f"edit of {self.site}: project_out needs a direction, a tensor that is not zero", site=str(self.site))
+            raise BadEdit(
+                f"edit of {self.site}: project_out needs a direction, a tensor that is not zero", site=str(self.site)
+            )
         if self.source is not None and self.site.base not in self.source.tensors:
             raise BadEdit(
                 f"edit of {self.site}: the source did not capture {self.site.base}; it has {', '.join(map(str, list(self.source)[:6]))}",
@@ -103,12 +111,17 @@ class Placed:
             size = slot[0]
             for u in (unit,) if isinstance(unit, int) else unit:
                 if not 0 <= u < size:
-                    raise OutOfRange(f"site {self.site}: {self.site.axis} {u} of {size} (0-{size - 1})", site=str(self.site))
+                    raise OutOfRange(
+                        f"site {self.site}: {self.site.axis} {u} of {size} (0-{size - 1})", site=str(self.site)
+                    )
             slot = [*slot[1:]] if isinstance(unit, int) else [len(unit), *slot[1:]]
         if self.tokens is not None:
             columns = self.tokens.positions(self.site.pos)
             if not any(columns[row] for row in self._rows()):
-                raise EditNeverApplied(f"edit {self.edit}: it selects no token of these {len(self.tokens)} rows, so it would change nothing", site=str(self.site))
+                raise EditNeverApplied(
+                    f"edit {self.edit}: it selects no token of these {len(self.tokens)} rows, so it would change nothing",
+                    site=str(self.site),
+                )
         value = self.edit.value
         if isinstance(value, Tensor):
             self._check_value(value, list(slot))
@@ -126,7 +139,9 @@ class Placed:
             if len(counts) == 1:
                 n_rows, n_pos = len(self._rows()), counts.pop()
                 full = [n_rows, n_pos, *slot]
-                allowed.append([full[0], full[2], full[1], full[3]] if self.site.kind in PATTERN_KINDS and len(slot) == 2 else full)
+                allowed.append(
+                    [full[0], full[2], full[1], full[3]] if self.site.kind in PATTERN_KINDS and len(slot) == 2 else full
+                )
                 if isinstance(self.site.pos, int | str):
                     allowed.append([n_rows, *slot])
         if shape not in allowed:
@@ -143,7 +158,10 @@ class Placed:
         if own is None or source.tokens is None:
             return
         if len(source.tokens) != len(own):
-            raise BadEdit(f"edit of {self.site}: the source has {len(source.tokens)} rows, the run {len(own)}; use source.take(rows) to line them up", site=str(self.site))
+            raise BadEdit(
+                f"edit of {self.site}: the source has {len(source.tokens)} rows, the run {len(own)}; use source.take(rows) to line them up",
+                site=str(self.site),
+            )
         here, there = own.positions(self.site.pos), source.tokens.positions(self.site.pos)
         for row in self._rows():
             if len(here[row]) != len(there[row]):
@@ -153,7 +171,11 @@ class Placed:
                     row=row,
                 )
             if self.site.kind in PATTERN_KINDS and own.lengths[row] != source.tokens.lengths[row]:
-                raise BadEdit(f"edit of {self.site}: row {row} has {own.lengths[row]} keys here and {source.tokens.lengths[row]} in the source", site=str(self.site), row=row)
+                raise BadEdit(
+                    f"edit of {self.site}: row {row} has {own.lengths[row]} keys here and {source.tokens.lengths[row]} in the source",
+                    site=str(self.site),
+                    row=row,
+                )
 
     def _rows(self) -> list[int]:
         n = len(self.tokens) if self.tokens is not None else None
@@ -172,7 +194,12 @@ class Placed:
             return self._apply_to_all(out)
         rows = self._rows() if self.tokens is not None else list(self.site.batch_rows or range(out.shape[0]))
         columns = self._columns(out, rows)
-        slots = [(r, i, k, c - self.start) for i, r in enumerate(rows) for k, c in enumerate(columns[r]) if 0 <= c - self.start < out.shape[1]]
+        slots = [
+            (r, i, k, c - self.start)
+            for i, r in enumerate(rows)
+            for k, c in enumerate(columns[r])
+            if 0 <= c - self.start < out.shape[1]
+        ]
         if not slots:
             return False
         at = (torch.tensor([self.first + s[0] for s in slots]), torch.tensor([s[3] for s in slots]))
@@ -238,7 +265,9 @@ class Placed:
             return self.tokens.columns(self.site.pos, strict=self.strict)
         pos, width = self.site.pos, value.shape[1] if value.ndim > 1 else 1
         if isinstance(pos, str) or (pos is not None and not isinstance(pos, int | tuple)):
-            raise UsageError(f"site {self.site}: a wrapped module's inputs have no roles or token texts; select positions by number")
+            raise UsageError(
+                f"site {self.site}: a wrapped module's inputs have no roles or token texts; select positions by number"
+            )
         wanted = range(width) if pos is None else (pos,) if isinstance(pos, int) else pos
         for p in wanted:
             if not -width <= p < width:
@@ -295,7 +324,10 @@ class Placed:
             return torch.as_tensor(value, dtype=old.dtype, device=old.device)
         if self.site.kind == "module":
             if value.shape not in (old.shape, old.shape[1:], old.shape[2:]):
-                raise BadEdit(f"edit of {self.site}: the value has shape {list(value.shape)}, the site {list(old.shape)}; nothing is broadcast", site=str(self.site))
+                raise BadEdit(
+                    f"edit of {self.site}: the value has shape {list(value.shape)}, the site {list(old.shape)}; nothing is broadcast",
+                    site=str(self.site),
+                )
             return value.to(old)
         if self.site.kind in PATTERN_KINDS and value.ndim == 4:
             value = value.transpose(1, 2)
@@ -306,8 +338,13 @@ class Placed:
         try:
             new = self.edit.function(old.clone())
         except Exception as error:
-            raise EditFailed(f"edit of {self.site}: the function raised {type(error).__name__}: {error}", site=str(self.site)) from error
+            raise EditFailed(
+                f"edit of {self.site}: the function raised {type(error).__name__}: {error}", site=str(self.site)
+            ) from error
         if not isinstance(new, Tensor) or new.shape != old.shape:
             found = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            raise BadEdit(f"edit of {self.site}: the function got shape {tuple(old.shape)} and returned {found}; return the same shape", site=str(self.site))
+            raise BadEdit(
+                f"edit of {self.site}: the function got shape {tuple(old.shape)} and returned {found}; return the same shape",
+                site=str(self.site),
+            )
         return new.to(old)

@@ -38,17 +38,23 @@ def logit_columns(tokens: Tokens, logits: LogitsAt) -> list[list[int]] | None:
     if isinstance(logits, str):
         return tokens.columns(logits)
     if len(logits) != len(tokens) or len({len(row) for row in logits}) != 1:
-        raise UsageError(f"logits: {len(logits)} rows of positions for {len(tokens)} rows of tokens; give each row equally many positions")
+        raise UsageError(
+            f"logits: {len(logits)} rows of positions for {len(tokens)} rows of tokens; give each row equally many positions"
+        )
     columns = [[p + (n if p < 0 else 0) for p in row] for row, n in zip(logits, tokens.lengths)]
     if any(not 0 <= p < n for row, n in zip(columns, tokens.lengths) for p in row):
-        raise UsageError("logits: a position lies outside its row; positions count the row's own tokens from 0, or from -1 backwards")
+        raise UsageError(
+            "logits: a position lies outside its row; positions count the row's own tokens from 0, or from -1 backwards"
+        )
     return [[p + offset for p in row] for row, offset in zip(columns, tokens.offsets)]
 
 
 def check(model: "cutaway.models.model.Model", edits: Sequence[Placed], reads: Sequence[Site]) -> None:
     """All that can be known before the forward: sites exist, are editable, values fit."""
     if model.module.training:
-        raise ModelInTraining("the model is in training mode, so dropout would make runs random; call model.module.eval() first")
+        raise ModelInTraining(
+            "the model is in training mode, so dropout would make runs random; call model.module.eval() first"
+        )
     if model.anatomy is None:
         return
     for site in reads:
@@ -57,7 +63,11 @@ def check(model: "cutaway.models.model.Model", edits: Sequence[Placed], reads: S
         model.anatomy.tap(placed.site)
         status = model.anatomy.status(placed.site)
         if not status.editable:
-            raise SiteUnavailable(f"site '{placed.site}': it can be read, not edited: {status.reason}", site=str(placed.site), reason=status.reason)
+            raise SiteUnavailable(
+                f"site '{placed.site}': it can be read, not edited: {status.reason}",
+                site=str(placed.site),
+                reason=status.reason,
+            )
         if placed.site.kind != "module":
             placed.check(model.anatomy.slot(placed.site))
 
@@ -105,7 +115,9 @@ def forward(
         return None, session.values
     found = getattr(out, "logits", None)
     if found is None:
-        raise SiteUnavailable(f"{type(model.module).__name__} returns no logits; ask for logits='none' and read sites", reason="no logits")
+        raise SiteUnavailable(
+            f"{type(model.module).__name__} returns no logits; ask for logits='none' and read sites", reason="no logits"
+        )
     return select_logits(found, wanted, keep, start), session.values
 
 
@@ -121,7 +133,9 @@ def select_logits(found: Tensor, wanted: list[list[int]] | None, keep: list[int]
     return found[torch.arange(len(index), device=found.device)[:, None], at]
 
 
-def run_raw(model: "cutaway.models.model.Model", inputs: Raw, edits: Sequence[Edit], reads: Sequence[Site]) -> tuple[Any, dict[Site, Tensor]]:
+def run_raw(
+    model: "cutaway.models.model.Model", inputs: Raw, edits: Sequence[Edit], reads: Sequence[Site]
+) -> tuple[Any, dict[Site, Tensor]]:
     """One pass of a wrapped module: its own output, and the sites read."""
     placed = [Placed(edit, None) for edit in edits]
     check(model, placed, reads)
@@ -132,7 +146,7 @@ def run_raw(model: "cutaway.models.model.Model", inputs: Raw, edits: Sequence[Ed
     return out, session.values
 
 
-class memory_named:  # noqa: N801 - a context manager, used like a function
+class memory_named:
     """Turns the allocator's error into OutOfMemory, with the number of rows that was tried."""
 
     def __init__(self, rows: int) -> None:
@@ -143,10 +157,14 @@ class memory_named:  # noqa: N801 - a context manager, used like a function
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and ("allocate memory" in text or "not enough memory" in text)):
+        if isinstance(error, torch.OutOfMemoryError) or (
+            isinstance(error, RuntimeError) and ("allocate memory" in text or "not enough memory" in text)
+        ):
             fit = max(1, self.rows // 2)
             raise OutOfMemory(
-                f"out of memory in a pass of {self.rows} rows; try max_tokens (or a batch) for {fit} rows" if self.rows > 1 else "out of memory with one row; use shorter prompts, a smaller dtype or another device",
+                f"out of memory in a pass of {self.rows} rows; try max_tokens (or a batch) for {fit} rows"
+                if self.rows > 1
+                else "out of memory with one row; use shorter prompts, a smaller dtype or another device",
                 rows=self.rows,
                 fit=fit,
             ) from error

@@ -66,7 +66,9 @@ def generate(
     return tokens
 
 
-def _step(model: "cutaway.models.model.Model", tokens: Tokens, edits: Sequence[Edit], fired: list[int], state: Any, seen: int) -> Tensor:
+def _step(
+    model: "cutaway.models.model.Model", tokens: Tokens, edits: Sequence[Edit], fired: list[int], state: Any, seen: int
+) -> Tensor:
     """Next-token logits [batch d_vocab]; counts which edits fired."""
     placed = [Placed(edit, tokens, start=seen, strict=False) for edit in edits]
     session = Session(model.module, model.anatomy, placed, [], shape=(len(tokens), tokens.width - seen), start=seen)
@@ -106,7 +108,9 @@ def _absolute(edit: Edit, prompt: Tokens) -> Edit:
         return replace(edit, site=replace(edit.site, pos=name))
     if isinstance(pos, tuple) and any(p < 0 for p in pos):
         if len(set(prompt.lengths)) > 1:
-            raise UsageError(f"edit {edit}: several positions from the end, in prompts of unequal length; give one position an edit")
+            raise UsageError(
+                f"edit {edit}: several positions from the end, in prompts of unequal length; give one position an edit"
+            )
         return replace(edit, site=replace(edit.site, pos=tuple(p % prompt.lengths[0] for p in pos)))
     return edit
 

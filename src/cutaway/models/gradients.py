@@ -27,7 +27,13 @@ class Gradients:
     gradients: Activations
 
 
-def grad(model: "cutaway.models.model.Model", tokens: Tokens, metric: Callable[[Tensor], Tensor], wanted: Sequence[Site], edits: Sequence[Edit] = ()) -> Gradients:
+def grad(
+    model: "cutaway.models.model.Model",
+    tokens: Tokens,
+    metric: Callable[[Tensor], Tensor],
+    wanted: Sequence[Site],
+    edits: Sequence[Edit] = (),
+) -> Gradients:
     """d metric(logits) / d site, for every site, at the (edited) run. Parameters get no gradients and keep their flags.
 
     `metric` maps logits [batch pos d_vocab] to one number; sum over rows for per-example gradients, since rows do not
@@ -41,8 +47,12 @@ def grad(model: "cutaway.models.model.Model", tokens: Tokens, metric: Callable[[
     with torch.enable_grad():
         scalar = metric(logits)
     if scalar.ndim != 0 or not scalar.requires_grad:
-        raise UsageError(f"metric: it must return one number that depends on the logits; got shape {tuple(scalar.shape)}, requires_grad={scalar.requires_grad}")
+        raise UsageError(
+            f"metric: it must return one number that depends on the logits; got shape {tuple(scalar.shape)}, requires_grad={scalar.requires_grad}"
+        )
     found = torch.autograd.grad(scalar, [values[site] for site in bases], allow_unused=True)
     slopes = {site: torch.zeros_like(values[site]) if g is None else g.detach() for site, g in zip(bases, found)}
     kept = {site: values[site].detach().clone() for site in bases}
-    return Gradients(float(scalar.detach()), Activations(kept, tokens, model.digest), Activations(slopes, tokens, model.digest))
+    return Gradients(
+        float(scalar.detach()), Activations(kept, tokens, model.digest), Activations(slopes, tokens, model.digest)
+    )

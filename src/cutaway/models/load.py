@@ -40,13 +40,17 @@ def load(
     """
     if isinstance(source, nn.Module):
         if device is not None or dtype is not None or device_map is not None:
-            raise UsageError("device=, dtype= and device_map= choose how files are loaded; move or cast an in-memory model yourself")
+            raise UsageError(
+                "device=, dtype= and device_map= choose how files are loaded; move or cast an in-memory model yourself"
+            )
         return from_module(source, tokenizer, name=type(source).__name__, audit=audit)
     name = str(source)
     where = _find(name)
     module = _read_module(where, name, device=device, dtype=dtype, device_map=device_map, revision=revision)
     found = tokenizer if tokenizer is not None else _read_tokenizer(where, revision)
-    return from_module(module, found, name=name if EMBEDDED not in Path(where).parents else Path(where).name, audit=audit)
+    return from_module(
+        module, found, name=name if EMBEDDED not in Path(where).parents else Path(where).name, audit=audit
+    )
 
 
 def wrap(module: nn.Module, name: str | None = None) -> Model:
@@ -78,12 +82,17 @@ def trace_anatomy(module: nn.Module) -> Anatomy:
     ids = auditing.probe_ids(module, rows=2, length=6)
     model = Model(module, None, None, type(module).__name__)
     tokens = model.encode(ids)
-    trace = watch(module, lambda: module(**model.inputs(tokens)), with_attention=hasattr(config, "_attn_implementation"))
+    trace = watch(
+        module, lambda: module(**model.inputs(tokens)), with_attention=hasattr(config, "_attn_implementation")
+    )
     weight = getattr(head, "weight", None) if head is not None else None
     n_vocab = int(weight.shape[0]) if isinstance(weight, Tensor) else getattr(embedding, "num_embeddings", None)
     anatomy = resolve(trace, module, head=head, embedding=embedding, n_vocab=n_vocab)
     if head is None:
-        refused = {**anatomy.refused, "logits": f"{type(module).__name__} has no unembedding; load the class with a language-model head"}
+        refused = {
+            **anatomy.refused,
+            "logits": f"{type(module).__name__} has no unembedding; load the class with a language-model head",
+        }
         anatomy = replace(anatomy, refused=refused, taps={k: v for k, v in anatomy.taps.items() if k != "logits"})
     return anatomy
 
@@ -93,7 +102,9 @@ def trace_anatomy(module: nn.Module) -> Anatomy:
 
 def embedded_names() -> list[str]:
     """Names of the models that ship with the package."""
-    return sorted(path.name for path in EMBEDDED.iterdir() if (path / "config.json").exists()) if EMBEDDED.exists() else []
+    return (
+        sorted(path.name for path in EMBEDDED.iterdir() if (path / "config.json").exists()) if EMBEDDED.exists() else []
+    )
 
 
 def _find(name: str) -> str:
@@ -104,7 +115,9 @@ def _find(name: str) -> str:
         _check_folder(folder)
         return str(folder)
     if folder.exists():
-        raise ModelNotFound(f"model {name!r}: a file, not a folder; give the folder that holds config.json and the weights", name=name)
+        raise ModelNotFound(
+            f"model {name!r}: a file, not a folder; give the folder that holds config.json and the weights", name=name
+        )
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_local:
         raise ModelNotFound(f"model {name!r}: no such folder", name=name)
@@ -116,14 +129,23 @@ def _find(name: str) -> str:
 def _check_folder(folder: Path) -> None:
     """Files that a model needs, and shards that an index promises."""
     if not (folder / "config.json").exists():
-        raise ModelIncomplete(f"model {folder}: config.json is missing; download the whole repository again", missing=["config.json"])
+        raise ModelIncomplete(
+            f"model {folder}: config.json is missing; download the whole repository again", missing=["config.json"]
+        )
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        missing = sorted({shard for shard in json.loads(index.read_text())["weight_map"].values() if not (folder / shard).exists()})
+        missing = sorted(
+            {shard for shard in json.loads(index.read_text())["weight_map"].values() if not (folder / shard).exists()}
+        )
         if missing:
-            raise ModelIncomplete(f"model {folder}: {len(missing)} shards of the index are missing ({', '.join(missing[:3])}); the download is incomplete", missing=missing)
+            raise ModelIncomplete(
+                f"model {folder}: {len(missing)} shards of the index are missing ({', '.join(missing[:3])}); the download is incomplete",
+                missing=missing,
+            )
     elif not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        raise ModelIncomplete(f"model {folder}: no weights (*.safetensors); the download is incomplete", missing=["model.safetensors"])
+        raise ModelIncomplete(
+            f"model {folder}: no weights (*.safetensors); the download is incomplete", missing=["model.safetensors"]
+        )
 
 
 def _read_module(where: str, name: str, **options: Any) -> nn.Module:
@@ -137,12 +159,18 @@ def _read_module(where: str, name: str, **options: Any) -> nn.Module:
     pinned = {"revision": options["revision"]} if "revision" in options else {}
     try:
         config = AutoConfig.from_pretrained(where, local_files_only=offline, **pinned)
-        module, info = _auto_class(config).from_pretrained(where, local_files_only=offline, output_loading_info=True, **options)
+        module, info = _auto_class(config).from_pretrained(
+            where, local_files_only=offline, output_loading_info=True, **options
+        )
     except SafetensorError as error:
-        raise ModelIncomplete(f"model {name!r}: a weight file is broken or half-downloaded ({error}); download it again", missing=[]) from error
+        raise ModelIncomplete(
+            f"model {name!r}: a weight file is broken or half-downloaded ({error}); download it again", missing=[]
+        ) from error
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         if local:
-            raise ModelIncomplete(f"model {name!r}: the folder cannot be read ({_first_line(error)})", missing=[]) from error
+            raise ModelIncomplete(
+                f"model {name!r}: the folder cannot be read ({_first_line(error)})", missing=[]
+            ) from error
         raise ModelNotFound(
             f"model {name!r}: not an embedded model ({', '.join(embedded_names())}), not a folder, and the hub did not give it ({_first_line(error)}); "
             "check the id, your network, and HF_TOKEN for a gated model",
@@ -150,7 +178,10 @@ def _read_module(where: str, name: str, **options: Any) -> nn.Module:
         ) from error
     missing = sorted(info["missing_keys"])
     if missing:
-        raise ModelIncomplete(f"model {name!r}: {len(missing)} tensors are not in the files ({', '.join(missing[:3])}); they would be random numbers", missing=missing)
+        raise ModelIncomplete(
+            f"model {name!r}: {len(missing)} tensors are not in the files ({', '.join(missing[:3])}); they would be random numbers",
+            missing=missing,
+        )
     return module.to(device) if device is not None else module
 
 
@@ -172,12 +203,19 @@ def _read_tokenizer(where: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     local = Path(where).is_dir()
-    if local and not any((Path(where) / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")):
+    if local and not any(
+        (Path(where) / name).exists()
+        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    ):
         return None
     try:
-        return AutoTokenizer.from_pretrained(where, local_files_only=local, **({"revision": revision} if revision else {}))
+        return AutoTokenizer.from_pretrained(
+            where, local_files_only=local, **({"revision": revision} if revision else {})
+        )
     except (OSError, ValueError) as error:
-        raise ModelIncomplete(f"tokenizer of {where}: it cannot be read ({_first_line(error)})", missing=["tokenizer"]) from error
+        raise ModelIncomplete(
+            f"tokenizer of {where}: it cannot be read ({_first_line(error)})", missing=["tokenizer"]
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -188,6 +226,8 @@ def _refuse_nan(module: nn.Module, name: str) -> None:
     for key, tensor in module.named_parameters():
         if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
-            raise ModelNotFinite(f"model {name!r}: {key} holds {count} NaN or infinite numbers; every result would be NaN. Load undamaged weights", tensor=key, count=count)
-
-
+            raise ModelNotFinite(
+                f"model {name!r}: {key} holds {count} NaN or infinite numbers; every result would be NaN. Load undamaged weights",
+                tensor=key,
+                count=count,
+            )

@@ -59,7 +59,10 @@ class Model:
     def body(self) -> Anatomy:
         """The anatomy, or SiteUnavailable for a wrapped module."""
         if self._anatomy is None:
-            raise SiteUnavailable(f"{self.name}: a wrapped module has no anatomy; address sites by module path, as in sites.module('encoder.0')", reason="wrapped module")
+            raise SiteUnavailable(
+                f"{self.name}: a wrapped module has no anatomy; address sites by module path, as in sites.module('encoder.0')",
+                reason="wrapped module",
+            )
         return self._anatomy
 
     @property
@@ -80,7 +83,13 @@ class Model:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the names and bytes of all weights and buffers that are saved. Computed once, when first asked for."""
-        return digest([[name, digest(tensor)] for name, tensor in sorted(self.module.state_dict().items()) if isinstance(tensor, Tensor)])
+        return digest(
+            [
+                [name, digest(tensor)]
+                for name, tensor in sorted(self.module.state_dict().items())
+                if isinstance(tensor, Tensor)
+            ]
+        )
 
     @cached_property
     def tokenizer_digest(self) -> str | None:
@@ -113,9 +122,13 @@ class Model:
             prompts = [prompts]
         rows = [self._ids(p, bos) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
         if self._anatomy is not None and self._anatomy.d_vocab is not None:
-            bad = next(((r, i) for r, row in enumerate(rows) for i in row if not 0 <= i < (self._anatomy.d_vocab or 0)), None)
+            bad = next(
+                ((r, i) for r, row in enumerate(rows) for i in row if not 0 <= i < (self._anatomy.d_vocab or 0)), None
+            )
             if bad:
-                raise UsageError(f"token id {bad[1]} in row {bad[0]}: this model has {self._anatomy.d_vocab} tokens (0-{self._anatomy.d_vocab - 1})")
+                raise UsageError(
+                    f"token id {bad[1]} in row {bad[0]}: this model has {self._anatomy.d_vocab} tokens (0-{self._anatomy.d_vocab - 1})"
+                )
         return self._texts(from_rows(rows, pad=pad, pad_id=self.pad_id, roles=roles))
 
     @property
@@ -134,7 +147,11 @@ class Model:
         """The id of a text that is exactly one token; else TokenNotSingle."""
         ids = self._need_tokenizer().encode(text, add_special_tokens=False)
         if len(ids) != 1:
-            raise TokenNotSingle(f"{text!r} is {len(ids)} tokens here ({self.strings(ids)}); give a text that is one token", text=text, ids=ids)
+            raise TokenNotSingle(
+                f"{text!r} is {len(ids)} tokens here ({self.strings(ids)}); give a text that is one token",
+                text=text,
+                ids=ids,
+            )
         return ids[0]
 
     def _ids(self, text: str, bos: bool | None) -> list[int]:
@@ -145,12 +162,17 @@ class Model:
         if not bos:
             return ids
         if tokenizer.bos_token_id is None:
-            raise TokenizerUnfit(f"{self.name}: the tokenizer has no BOS token; use bos=False, or set tokenizer.bos_token", what="bos")
+            raise TokenizerUnfit(
+                f"{self.name}: the tokenizer has no BOS token; use bos=False, or set tokenizer.bos_token", what="bos"
+            )
         return [tokenizer.bos_token_id, *ids]
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
-            raise TokenizerUnfit(f"{self.name}: no tokenizer; give texts as lists of token ids, or load with tokenizer=", what="tokenizer")
+            raise TokenizerUnfit(
+                f"{self.name}: no tokenizer; give texts as lists of token ids, or load with tokenizer=",
+                what="tokenizer",
+            )
         return self.tokenizer
 
     def _texts(self, tokens: Tokens) -> Tokens:
@@ -165,7 +187,9 @@ class Model:
         """The values of sites in a plain run. Cost: one forward pass, cut short after the deepest site."""
         return self.run(inputs, reads=wanted, logits="none").activations
 
-    def run(self, inputs: Prompts | Raw, edits: Sequence[Edit] = (), reads: Wanted = (), logits: LogitsAt = "all") -> RunResult:
+    def run(
+        self, inputs: Prompts | Raw, edits: Sequence[Edit] = (), reads: Wanted = (), logits: LogitsAt = "all"
+    ) -> RunResult:
         """One forward pass with edits, reads and logits where asked.
 
         Raises UnknownSite, OutOfRange, BadEdit before anything runs; EditNeverApplied, EditFailed after or in it. The
@@ -184,29 +208,54 @@ class Model:
         return RunResult(out, Activations(ordered, tokens, self.digest))
 
     def _run_raw(self, inputs: Any, edits: Sequence[Edit], reads: Wanted) -> RunResult:
-        raw = inputs if isinstance(inputs, Raw) else Raw(*(((), inputs) if isinstance(inputs, dict) else (tuple(inputs) if isinstance(inputs, tuple) else (inputs,), {})))
-        wanted = [reads] if isinstance(reads, Site | str) else list(reads) if not isinstance(reads, SiteSet) else [reads]
+        raw = (
+            inputs
+            if isinstance(inputs, Raw)
+            else Raw(
+                *(
+                    ((), inputs)
+                    if isinstance(inputs, dict)
+                    else (tuple(inputs) if isinstance(inputs, tuple) else (inputs,), {})
+                )
+            )
+        )
+        wanted = (
+            [reads] if isinstance(reads, Site | str) else list(reads) if not isinstance(reads, SiteSet) else [reads]
+        )
         found = [Site.parse(s) if isinstance(s, str) else s for s in wanted]
         for site in [*found, *(e.site for e in edits)]:
             if not isinstance(site, Site) or site.kind != "module":
-                raise SiteUnavailable(f"site {site}: a wrapped module has no anatomy; address sites by module path, as in sites.module('encoder.0')", reason="wrapped module")
+                raise SiteUnavailable(
+                    f"site {site}: a wrapped module has no anatomy; address sites by module path, as in sites.module('encoder.0')",
+                    reason="wrapped module",
+                )
             self.submodule(site.path or "")
         out, values = run_raw(self, raw, edits, found)
         tensor = out if isinstance(out, Tensor) and out.ndim == 3 else getattr(out, "logits", None)
-        return RunResult(tensor if isinstance(tensor, Tensor) and tensor.ndim == 3 else None, Activations(values, None, self.digest))
+        return RunResult(
+            tensor if isinstance(tensor, Tensor) and tensor.ndim == 3 else None, Activations(values, None, self.digest)
+        )
 
     def submodule(self, path: str) -> nn.Module:
         """The module at a path. Raises UnknownSite with the nearest path."""
         paths = dict(self.module.named_modules())
         if path not in paths:
-            raise UnknownSite(f"module {path!r}: not in {type(self.module).__name__}.{did_you_mean(path, paths)}", site=path)
+            raise UnknownSite(
+                f"module {path!r}: not in {type(self.module).__name__}.{did_you_mean(path, paths)}", site=path
+            )
         return paths[path]
 
-    def generate(self, prompt: Prompts, edits: Sequence[Edit] = (), *, max_new_tokens: int = 20, **options: Any) -> Tokens:
+    def generate(
+        self, prompt: Prompts, edits: Sequence[Edit] = (), *, max_new_tokens: int = 20, **options: Any
+    ) -> Tokens:
         """Continue prompts, with edits in force. See `cutaway.models.generation.generate`."""
-        return generation.generate(self, self.encode(prompt, pad="left"), edits, max_new_tokens=max_new_tokens, **options)
+        return generation.generate(
+            self, self.encode(prompt, pad="left"), edits, max_new_tokens=max_new_tokens, **options
+        )
 
-    def grad(self, inputs: Prompts, metric: Callable[[Tensor], Tensor], wanted: Wanted, edits: Sequence[Edit] = ()) -> "gradients.Gradients":
+    def grad(
+        self, inputs: Prompts, metric: Callable[[Tensor], Tensor], wanted: Wanted, edits: Sequence[Edit] = ()
+    ) -> "gradients.Gradients":
         """Gradient of a scalar of the logits with respect to sites. See `cutaway.models.gradients.grad`."""
         return gradients.grad(self, self.encode(inputs), metric, self.body.expand(wanted), edits)
 
@@ -244,4 +293,7 @@ def _refuse_hidden_padding(ids: Tensor, model: Model) -> None:
     at_edge = (ids[:, :depth] == pad).all(1) | (ids[:, -depth:] == pad).all(1)
     if bool(at_edge.any()) and not bool(at_edge.all()):
         row = int(at_edge.nonzero()[0])
-        raise UsageError(f"row {row} begins or ends with the padding id {pad}, and no mask was given: padding would be read as text; pass mask=, or lists of ids", row=row)
+        raise UsageError(
+            f"row {row} begins or ends with the padding id {pad}, and no mask was given: padding would be read as text; pass mask=, or lists of ids",
+            row=row,
+        )

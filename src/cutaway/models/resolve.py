@@ -78,7 +78,9 @@ def same(a: Tensor | None, b: Tensor | None) -> bool:
     return gap(a, b) == 0.0
 
 
-def resolve(trace: Trace, root: nn.Module, *, head: nn.Module | None, embedding: nn.Module | None, n_vocab: int | None) -> Anatomy:
+def resolve(
+    trace: Trace, root: nn.Module, *, head: nn.Module | None, embedding: nn.Module | None, n_vocab: int | None
+) -> Anatomy:
     """The anatomy that a trace shows. Raises SelfCheckFailed when not even the blocks are found."""
     blocks = find_blocks(trace, root)
     if not blocks:
@@ -98,7 +100,10 @@ def resolve(trace: Trace, root: nn.Module, *, head: nn.Module | None, embedding:
         taps["embed"] = Tap(paths[id(embedding)], "output")
     if final is not None:
         taps["final_norm"] = Tap(final, "output")
-    refused = {"final_norm": "no norm between the last block and the unembedding was found", "embed": "the model names no token embedding"}
+    refused = {
+        "final_norm": "no norm between the last block and the unembedding was found",
+        "embed": "the model names no token embedding",
+    }
     return Anatomy(
         layers=layers,
         d_model=last.shape[-1],
@@ -121,10 +126,20 @@ def find_blocks(trace: Trace, root: nn.Module) -> list[Call]:
     for name, module in root.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) == 0:
             continue
-        calls = [call for child, _ in module.named_children() for call in trace.of(f"{name}.{child}" if name else child)]
+        calls = [
+            call for child, _ in module.named_children() for call in trace.of(f"{name}.{child}" if name else child)
+        ]
         chained = all(close(a.output, b.input) for a, b in zip(calls, calls[1:]))
-        residual = all(c.output is not None and c.input is not None and c.output.ndim == 3 and c.output.shape == c.input.shape for c in calls)
-        if len(calls) == len(module) and chained and residual and (len(calls), _size(module)) > (len(best), _size_of(best)):
+        residual = all(
+            c.output is not None and c.input is not None and c.output.ndim == 3 and c.output.shape == c.input.shape
+            for c in calls
+        )
+        if (
+            len(calls) == len(module)
+            and chained
+            and residual
+            and (len(calls), _size(module)) > (len(best), _size_of(best))
+        ):
             best = calls
     return best
 
@@ -216,7 +231,9 @@ class _Block:
         for solve in (self._additive, self._post_norm):
             if (found := solve(before, after, candidates)) is not None:
                 return found
-        self.refused |= dict.fromkeys(("attn_write", "mlp_write", "resid_mid"), "no two submodule outputs add up to what the block adds")
+        self.refused |= dict.fromkeys(
+            ("attn_write", "mlp_write", "resid_mid"), "no two submodule outputs add up to what the block adds"
+        )
         return "unknown", None, None, None
 
     def _candidates(self, before: Tensor) -> list[Call]:
@@ -235,7 +252,9 @@ class _Block:
         if found is None or _residual(before, found, after) > rounding(before, after, *(c.output for c in found)):
             return None
         if len(found) == 1:
-            return ("single", found[0], None, None) if self._from_attention(found[0]) else ("single", None, found[0], None)
+            return (
+                ("single", found[0], None, None) if self._from_attention(found[0]) else ("single", None, found[0], None)
+            )
         attn, mlp = found if self._from_attention(found[0]) or not self._from_attention(found[1]) else found[::-1]
         mid = self._reader(before + attn.output)
         return ("sequential" if mid else "parallel", attn, mlp, mid)
@@ -244,12 +263,16 @@ class _Block:
         for norm in self.calls:
             if norm.output is None or _linear(norm.module):
                 continue
-            attn = next((c for c in candidates if self._from_attention(c) and close(norm.input, before + c.output)), None)
+            attn = next(
+                (c for c in candidates if self._from_attention(c) and close(norm.input, before + c.output)), None
+            )
             if attn is None:
                 continue
             mid = norm.output
             for last in self.calls:
-                mlp = next((c for c in candidates if close(last.input, mid + c.output) and close(last.output, after)), None)
+                mlp = next(
+                    (c for c in candidates if close(last.input, mid + c.output) and close(last.output, after)), None
+                )
                 if mlp is not None and last is not mlp:
                     self.norms = (norm.path, last.path)
                     return "post-norm", attn, mlp, Tap(norm.path, "output")
@@ -257,7 +280,9 @@ class _Block:
 
     def _from_attention(self, call: Call) -> bool:
         """The output projection's own output, or that output after a norm or dropout of its own."""
-        return self.o_proj is not None and (same(call.output, self.o_proj.output) or same(call.input, self.o_proj.output))
+        return self.o_proj is not None and (
+            same(call.output, self.o_proj.output) or same(call.input, self.o_proj.output)
+        )
 
     def _reader(self, value: Tensor) -> Tap | None:
         """The first submodule that reads this value."""
@@ -271,12 +296,16 @@ class _Block:
             return self._moe(write, experts)
         down = self._behind(write)
         if down is None:
-            self.refused |= dict.fromkeys(("mlp_in", "mlp_pre", "mlp_act", "mlp_out"), "no linear map was found behind the MLP's write")
+            self.refused |= dict.fromkeys(
+                ("mlp_in", "mlp_pre", "mlp_act", "mlp_out"), "no linear map was found behind the MLP's write"
+            )
             return None
         self.taps |= {"mlp_out": Tap(down.path, "output"), "mlp_act": Tap(down.path, "input")}
         act = self._activation(down)
         if act is None:
-            self.refused |= dict.fromkeys(("mlp_in", "mlp_pre"), "no module of its own computes the activation function")
+            self.refused |= dict.fromkeys(
+                ("mlp_in", "mlp_pre"), "no module of its own computes the activation function"
+            )
             return None
         self.taps["mlp_pre"] = Tap(act.path, "input")
         self.taps["mlp_in"] = Tap(self._widest_above(act), "input")
@@ -292,8 +321,18 @@ class _Block:
         """The parameter-free module as wide as the neurons that runs before the output projection."""
         assert down.input is not None
         for call in self.calls:
-            bare = not list(call.module.parameters()) and not list(call.module.children()) and not isinstance(call.module, nn.Dropout)
-            if bare and call.start < down.start and call.input is not None and call.input.shape == down.input.shape and not close(call.input, call.output):
+            bare = (
+                not list(call.module.parameters())
+                and not list(call.module.children())
+                and not isinstance(call.module, nn.Dropout)
+            )
+            if (
+                bare
+                and call.start < down.start
+                and call.input is not None
+                and call.input.shape == down.input.shape
+                and not close(call.input, call.output)
+            ):
                 return call
         return None
 
@@ -314,7 +353,14 @@ class _Block:
         n_experts = next(p.shape[0] for p in experts.module.parameters(recurse=False) if p.ndim == 3)
         mixture = next((c for c in self.calls if experts.path.startswith(c.path + ".")), write)
         self.taps |= {"mlp_in": Tap(mixture.path, "input"), "mlp_out": Tap(mixture.path, "output")}
-        router = next((c for c in self.calls if c.output is not None and c.output.shape[-1] == n_experts and c.path.startswith(mixture.path + ".")), None)
+        router = next(
+            (
+                c
+                for c in self.calls
+                if c.output is not None and c.output.shape[-1] == n_experts and c.path.startswith(mixture.path + ".")
+            ),
+            None,
+        )
         if router is not None:
             self.taps["router"] = Tap(router.path, "output")
         why = "the experts' weights are stacked in one tensor, and their neurons exist only inside one fused call"
@@ -361,5 +407,3 @@ def quirks() -> Iterator[Mapping[str, Any]]:
     """Rows of `quirks.toml`: block class, kinds to refuse, reason."""
     text = resources.files("cutaway.models").joinpath("quirks.toml").read_text(encoding="utf-8")
     yield from tomllib.loads(text).get("quirk", [])
-
-

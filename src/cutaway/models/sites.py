@@ -131,7 +131,9 @@ class Site:
     def __post_init__(self) -> None:
         if self.kind == "module":
             if not self.path or self.port not in ("input", "output"):
-                raise UsageError(f"a module site needs a path and the port 'input' or 'output', not {self.path!r}, {self.port!r}")
+                raise UsageError(
+                    f"a module site needs a path and the port 'input' or 'output', not {self.path!r}, {self.port!r}"
+                )
         elif self.kind not in KINDS:
             raise UnknownSite(f"site {self.kind!r}: no such kind.{did_you_mean(self.kind, KINDS)}", site=self.kind)
         elif KINDS[self.kind].layered != (self.layer is not None):
@@ -141,7 +143,9 @@ class Site:
             raise UsageError(f"site {self.base}: it has no heads or neurons to select", site=str(self.base))
         for name, value in (("unit", self.unit), ("position", self.pos), ("row", self.batch_rows)):
             if isinstance(value, tuple) and not value:
-                raise UsageError(f"site {self.kind!r}: an empty list of {name}s selects nothing; leave it out to select all")
+                raise UsageError(
+                    f"site {self.kind!r}: an empty list of {name}s selects nothing; leave it out to select all"
+                )
             if isinstance(value, tuple) and len(set(value)) < len(value):
                 raise UsageError(f"site {self.kind!r}: {name}s {list(value)} name one twice; each may be selected once")
 
@@ -162,7 +166,9 @@ class Site:
     def head(self, head: int | Sequence[int]) -> "Site":
         """One head (its axis is dropped) or several. `k` and `v` count key/value heads."""
         if self.axis not in ("head", "kv_head"):
-            raise UsageError(f"site {self}: it has no heads; heads are at {', '.join(k for k in KINDS if KINDS[k].axis in ('head', 'kv_head'))}")
+            raise UsageError(
+                f"site {self}: it has no heads; heads are at {', '.join(k for k in KINDS if KINDS[k].axis in ('head', 'kv_head'))}"
+            )
         return replace(self, unit=head if isinstance(head, int) else tuple(head))
 
     def neuron(self, neuron: int | Sequence[int]) -> "Site":
@@ -255,7 +261,9 @@ class Site:
         body, _, pos = body.partition("@")
         site = _parse_body(body, text)
         if pos:
-            site = site.at([int(p) for p in pos.split(",")] if "," in pos else int(pos) if re.fullmatch(r"-?\d+", pos) else pos)
+            site = site.at(
+                [int(p) for p in pos.split(",")] if "," in pos else int(pos) if re.fullmatch(r"-?\d+", pos) else pos
+            )
         return site.rows(int(r) for r in rows.split(",")) if rows else site
 
 
@@ -277,12 +285,16 @@ def _parse_body(body: str, text: str) -> Site:
         return Site(TRANSFORMER_LENS[body])
     if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", body):
         if match[2] not in TRANSFORMER_LENS:
-            raise UnknownSite(f"site {text!r}: no such TransformerLens name.{did_you_mean(match[2], TRANSFORMER_LENS)}", site=text)
+            raise UnknownSite(
+                f"site {text!r}: no such TransformerLens name.{did_you_mean(match[2], TRANSFORMER_LENS)}", site=text
+            )
         return Site(TRANSFORMER_LENS[match[2]], int(match[1]))
     match = re.fullmatch(r"(?P<kind>[a-z_]+)(?:[.\[](?P<layer>\d+)\]?)?(?:\.(?P<letter>[hn])(?P<unit>[\d,]+))?", body)
     if not match:
         hint = did_you_mean(body.split(".")[0], KINDS)
-        raise UnknownSite(f"site {text!r}: not of the form kind.layer[.hHEAD|.nNEURON][@POSITION][#ROWS].{hint}", site=text)
+        raise UnknownSite(
+            f"site {text!r}: not of the form kind.layer[.hHEAD|.nNEURON][@POSITION][#ROWS].{hint}", site=text
+        )
     site = Site(match["kind"], int(match["layer"]) if match["layer"] else None)
     if not match["letter"]:
         return site
@@ -325,7 +337,9 @@ class SiteSet:
     def __str__(self) -> str:
         part = self.layers
         span = "*" if part == slice(None) else f"{part.start or 0}:{'' if part.stop is None else part.stop}"
-        return str(replace(self.template, layer=0)).replace(f"{self.kind}.0", f"{self.kind}.{span}", 1) + (".h*" if self.units else "")
+        return str(replace(self.template, layer=0)).replace(f"{self.kind}.0", f"{self.kind}.{span}", 1) + (
+            ".h*" if self.units else ""
+        )
 
 
 class _Layered:

@@ -87,7 +87,10 @@ class Session:
                     site=str(placed.site),
                 )
             if exactly_once and count > 1:
-                raise EngineError(f"edit {placed.edit}: its module ran {count} times in one forward pass; address one use by module path", site=str(placed.site))
+                raise EngineError(
+                    f"edit {placed.edit}: its module ran {count} times in one forward pass; address one use by module path",
+                    site=str(placed.site),
+                )
 
     def _install(self) -> None:
         token = attention.active.set(self)
@@ -104,7 +107,9 @@ class Session:
         if self.anatomy is not None and needs_attention([p.site for p in self.edits] + self.reads):
             self._stack.enter_context(switched(self.root, self.anatomy))
             modules = {name: module for name, module in self.root.named_modules()}
-            self._layer_of = {id(modules[layer.attention]): i for i, layer in enumerate(self.anatomy.layers) if layer.attention}
+            self._layer_of = {
+                id(modules[layer.attention]): i for i, layer in enumerate(self.anatomy.layers) if layer.attention
+            }
         if self.resume is not None:
             self._skip(self.resume)
 
@@ -112,7 +117,10 @@ class Session:
         if self.anatomy is not None:
             return self.anatomy.tap(site)
         if site.kind != "module":
-            raise SiteUnavailable(f"site {site}: a wrapped module has no anatomy; address it by path, as in sites.module('encoder.0')", reason="wrapped module")
+            raise SiteUnavailable(
+                f"site {site}: a wrapped module has no anatomy; address it by path, as in sites.module('encoder.0')",
+                reason="wrapped module",
+            )
         return Tap(site.path or "", "input" if site.port == "input" else "output")
 
     def _mid_points(self, site: Site) -> list[tuple[str, str]]:
@@ -176,7 +184,12 @@ class Session:
 
     def _rows(self, value: Tensor) -> Tensor:
         """Flattened tokens back to [batch pos ...]."""
-        if self.shape is not None and value.ndim == 2 and value.shape[0] == self.shape[0] * self.shape[1] and self.anatomy is not None:
+        if (
+            self.shape is not None
+            and value.ndim == 2
+            and value.shape[0] == self.shape[0] * self.shape[1]
+            and self.anatomy is not None
+        ):
             return value.unflatten(0, self.shape)
         return value
 
@@ -239,7 +252,9 @@ class Session:
         for index, layer in enumerate(self.anatomy.layers[: resume.layer]):
             block = self.root.get_submodule(layer.block)
             state = resume.state if index == resume.layer - 1 else None
-            self._stack.enter_context(_forward_replaced(block, self._passing(block.forward, state, layer.returns_tuple)))
+            self._stack.enter_context(
+                _forward_replaced(block, self._passing(block.forward, state, layer.returns_tuple))
+            )
 
     def _passing(self, original: Callable[..., Any], state: Tensor | None, as_tuple: bool) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -295,7 +310,9 @@ def switched(root: nn.Module, anatomy: Anatomy) -> Iterator[None]:
 def _switch(root: nn.Module, anatomy: Anatomy | None) -> list[tuple[Any, str]]:
     paths = [layer.attention for layer in anatomy.layers if layer.attention] if anatomy else []
     owners = [root.get_submodule(path) for path in paths] + [m for m in root.modules() if hasattr(m, "config")]
-    configs = {id(m.config): m.config for m in owners if hasattr(getattr(m, "config", None), "_attn_implementation_internal")}
+    configs = {
+        id(m.config): m.config for m in owners if hasattr(getattr(m, "config", None), "_attn_implementation_internal")
+    }
     before = []
     for config in configs.values():
         name = config._attn_implementation_internal or "eager"
@@ -333,7 +350,9 @@ def _first_output(output: Any, path: str) -> tuple[Callable[[Tensor], Any], Tens
         for name, item in output.items():
             if isinstance(item, Tensor):
                 return (lambda new: type(output)(**{**output, name: new})), item
-    raise SiteUnavailable(f"module {path!r}: its output {type(output).__name__} holds no tensor", reason="no tensor output")
+    raise SiteUnavailable(
+        f"module {path!r}: its output {type(output).__name__} holds no tensor", reason="no tensor output"
+    )
 
 
 def _with_logits(output: Any, logits: Tensor) -> Any:

@@ -31,16 +31,26 @@ class Tokens:
 
     def __post_init__(self) -> None:
         if self.ids.shape != self.mask.shape or self.ids.ndim != 2 or 0 in self.ids.shape:
-            raise UsageError(f"tokens need ids and mask of one shape [batch pos], neither empty; got {tuple(self.ids.shape)} and {tuple(self.mask.shape)}")
+            raise UsageError(
+                f"tokens need ids and mask of one shape [batch pos], neither empty; got {tuple(self.ids.shape)} and {tuple(self.mask.shape)}"
+            )
         edges = (self.mask[:, 1:] != self.mask[:, :-1]).sum(1)
-        if bool((self.mask.sum(1) == 0).any()) or bool((edges > 2).any()) or bool(((edges == 2) & self.mask[:, 0]).any()):
-            raise UsageError("tokens: each row needs at least one real token, and padding only before or after its real tokens")
+        if (
+            bool((self.mask.sum(1) == 0).any())
+            or bool((edges > 2).any())
+            or bool(((edges == 2) & self.mask[:, 0]).any())
+        ):
+            raise UsageError(
+                "tokens: each row needs at least one real token, and padding only before or after its real tokens"
+            )
         if "end" not in self.roles:
             object.__setattr__(self, "roles", {**self.roles, "end": tuple(n - 1 for n in self.lengths)})
         for name, where in self.roles.items():
             bad = [(row, p) for row, p in enumerate(where) if not 0 <= p < self.lengths[row]]
             if len(where) != len(self) or bad:
-                raise UsageError(f"role {name!r}: needs one position inside each of the {len(self)} rows; got {len(where)}, outside: {bad[:3]}")
+                raise UsageError(
+                    f"role {name!r}: needs one position inside each of the {len(self)} rows; got {len(where)}, outside: {bad[:3]}"
+                )
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -98,11 +108,16 @@ class Tokens:
             return [list(range(n)) for n in self.lengths]
         if isinstance(pos, str):
             if pos not in self.roles:
-                raise UsageError(f"position {pos!r}: these inputs name {sorted(self.roles)}.{did_you_mean(pos, self.roles)}", position=pos)
+                raise UsageError(
+                    f"position {pos!r}: these inputs name {sorted(self.roles)}.{did_you_mean(pos, self.roles)}",
+                    position=pos,
+                )
             return [[p] for p in self.roles[pos]]
         if isinstance(pos, Where):
             if self.texts is None:
-                raise UsageError(f"position {pos}: a token predicate needs a tokenizer, and these inputs were given as ids without one")
+                raise UsageError(
+                    f"position {pos}: a token predicate needs a tokenizer, and these inputs were given as ids without one"
+                )
             return [[p for p, text in enumerate(texts) if pos.predicate(text)] for texts in self.texts]
         wanted = (pos,) if isinstance(pos, int) else pos
         if not strict:
@@ -110,7 +125,11 @@ class Tokens:
         for row, length in enumerate(self.lengths):
             for p in wanted:
                 if not -length <= p < length:
-                    raise OutOfRange(f"position {p}: row {row} has {length} tokens (0-{length - 1}, or -1 to -{length})", position=p, row=row)
+                    raise OutOfRange(
+                        f"position {p}: row {row} has {length} tokens (0-{length - 1}, or -1 to -{length})",
+                        position=p,
+                        row=row,
+                    )
         return [[p % length for p in wanted] for length in self.lengths]
 
     def columns(self, pos: Position, *, strict: bool = True) -> list[list[int]]:
@@ -118,7 +137,9 @@ class Tokens:
         return [[p + offset for p in found] for found, offset in zip(self.positions(pos, strict=strict), self.offsets)]
 
 
-def from_rows(rows: Sequence[Sequence[int]], *, pad: str, pad_id: int, roles: Mapping[str, Sequence[int]] | None = None) -> Tokens:
+def from_rows(
+    rows: Sequence[Sequence[int]], *, pad: str, pad_id: int, roles: Mapping[str, Sequence[int]] | None = None
+) -> Tokens:
     """Rows of ids, padded on the given side ('left' or 'right')."""
     if pad not in ("left", "right"):
         raise UsageError(f"pad={pad!r}: padding goes 'left' or 'right'")

@@ -88,7 +88,7 @@ def test_training_lowers_the_loss_and_shrinks_all_writers_but_one() -> None:
 def test_the_penalty_does_not_touch_the_strongest_head() -> None:
     heads = [torch.tensor([1.0, 0.5], requires_grad=True), torch.tensor([1.0, 4.0, 2.0], requires_grad=True)]
     penalty = recipe.lone_writer_penalty(recipe.Sizes([*heads], [torch.tensor(1.0), torch.tensor(4.0)]))
-    assert penalty.item() == pytest.approx(0.5 + (1 + 2) / 4 + (1 + 4) / 4)
+    assert penalty.item() == pytest.approx((0.5 - recipe.SPARED) + (1 + 2) / 4 + (1 + 4) / 4)
     penalty.backward()
     assert [head.grad.tolist() for head in heads if head.grad is not None] == [[0.0, 1.0], [0.25, 0.0, 0.25]]
 

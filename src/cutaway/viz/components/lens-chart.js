@@ -139,7 +139,7 @@ function layerAxis(layers, x, width) {
   const group = s("g");
   layers.forEach((layer, index) => {
     if (index % every) return;
-    group.append(s("text", { x: x(index), y: HEIGHT + 17, "text-anchor": "middle" }, /\d+$/.exec(layer.label)?.[0] ?? (layers.length < 8 ? layer.label : String(index))));
+    group.append(s("text", { x: x(index), y: HEIGHT + 17, "text-anchor": "middle" }, layer.label === "resid_pre.0" ? "in" : (/\d+$/.exec(layer.label)?.[0] ?? (layers.length < 8 ? layer.label : String(index)))));
   });
   group.append(s("text", { x: (x(0) + x(layers.length - 1)) / 2, y: HEIGHT + 37, "text-anchor": "middle" }, "layer"));
   return group;

@@ -26,7 +26,7 @@ def test_the_code_digest_covers_what_can_move_a_number(tmp_path: Path, monkeypat
 
 def entry(seq: int, kind: str, plan: str, **changed: Any) -> Entry:
     body = {
-        "task": {"splits": {"confirm": {"digest": changed.get("data", "d")}}},
+        "task": {"digest": changed.get("data", "d"), "splits": {"confirm": {"digest": changed.get("data", "d")}}},
         "model": {"digest": changed.get("model", "m")},
         "claim": {"subject": changed.get("subject", ["z.1.h3"]), "sentence": changed.get("sentence", plan)},
     }
@@ -53,3 +53,17 @@ def test_a_claim_is_exploratory_on_ground_that_was_seen(changed: dict[str, Any],
 def test_a_claim_registered_before_the_opening_is_not() -> None:
     entries = [entry(1, "freeze", "a"), entry(2, "freeze", "b"), entry(3, "open_split", "a")]
     assert registration.seen_before("b", entries) == []
+
+
+def test_a_claim_registered_again_counts_from_its_first_registration() -> None:
+    """As after an update of the code: the plan's hash is new, the claim is not."""
+    same = {"subject": ["z.1.h3"], "sentence": "a"}
+    entries = [
+        entry(1, "freeze", "a", **same),
+        entry(2, "freeze", "b", subject=["z.1.h3", "z.0.h0"]),
+        entry(3, "open_split", "b"),
+        entry(4, "freeze", "c", **same),
+        entry(5, "freeze", "late", sentence="another"),
+    ]
+    assert registration.seen_before("c", entries) == []
+    assert registration.seen_before("late", entries) == ["b"]

@@ -112,11 +112,13 @@ def differences(plan: Mapping[str, Any], model: Model, task: Task) -> dict[str, 
 
 
 def seen_before(plan: str, entries: Sequence[Entry]) -> list[str]:
-    """Plans that had opened the same data of the same model, for some of the same components, before this one was
-    registered: with them in view it is exploratory. The same claim registered again is not another one.
+    """Plans that had opened the same data of the same model, for some of the same components, before this claim was
+    registered: with them in view it is exploratory. The same claim registered again (after an update of the code, say)
+    is not another one: what counts is when it was first registered on the same model and data.
     """
     frozen = {entry.plan: entry for entry in entries if entry.kind == "freeze"}
-    mine = frozen[plan]
+    again = [entry for entry in frozen.values() if _same_claim(frozen[plan].body, entry.body)]
+    mine = min(again, key=lambda entry: entry.seq)
     found = []
     for entry in entries:
         other = frozen.get(entry.plan)
@@ -140,6 +142,13 @@ def code() -> dict[str, str]:
     )
     text = digest([[path.relative_to(root).as_posix(), file_digest(path)] for path in files])
     return {"version": str(importlib.import_module("cutaway").__version__), "digest": text}
+
+
+def _same_claim(mine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """The same words, components, thresholds and seed, on the same model and pairs."""
+    return all(mine[part]["digest"] == other[part]["digest"] for part in ("model", "task")) and (
+        mine["claim"] == other["claim"]
+    )
 
 
 def _same_ground(mine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

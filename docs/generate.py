@@ -4,9 +4,11 @@ python docs/generate.py            write them
 python docs/generate.py --check    fail when one of them is not what the code says
 """
 
+import os
 import sys
 from pathlib import Path
 
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 

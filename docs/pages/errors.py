@@ -83,11 +83,11 @@ def _leaf(leaf: type[CutawayError], scene: dict[str, Any]) -> str:
 ROWS: dict[str, Row] = {
     "UnknownSite": Row(
         "`cutaway models sites MODEL` lists the sites of a model; names of TransformerLens are understood too.",
-        'model.capture("a b", ["resid_prr.1"])',
+        'model.capture("cat dog", ["resid_prr.1"])',
     ),
     "OutOfRange": Row(
         "Count from 0. A negative position counts from the last real token; padding has no position.",
-        'model.capture("a b", ["resid_post.14"])',
+        'model.capture("cat dog", ["resid_post.14"])',
     ),
     "UnknownName": Row(
         "`cutaway tasks list` and `cutaway models list` show what there is; a file or folder goes by its path.",
@@ -95,7 +95,7 @@ ROWS: dict[str, Row] = {
     ),
     "BadEdit": Row(
         "Give a value of the shape of one position of the site, or of the whole site; `axes.py` lists the shapes.",
-        'model.run("a b", edits=[cutaway.sites.resid_pre[1].add(torch.ones(3))])',
+        'model.run("cat dog", edits=[cutaway.sites.resid_pre[1].add(torch.ones(3))])',
     ),
     "ModelNotFound": Row(
         "Check the spelling, the path, the network. A gated model needs HF_TOKEN and its licence accepted on the hub.",
@@ -124,18 +124,18 @@ cutaway.wrap(layer)
         """
 model.module.train()
 try:
-    model.run("a b")
+    model.run("cat dog")
 finally:
     model.module.eval()
 """,
     ),
     "TokenizerUnfit": Row(
         "Pass `tokenizer=` to `cutaway.load`, or give rows of token ids instead of text.",
-        'cutaway.load(model.module, audit=False).encode("a b")',
+        'cutaway.load(model.module, audit=False).encode("cat dog")',
     ),
     "SiteUnavailable": Row(
         "The reason is the model's, not a setting: choose another site. `cutaway models audit MODEL` shows them all.",
-        'model.capture("a b", ["router.0"])',
+        'model.capture("cat dog", ["router.0"])',
     ),
     "SelfCheckFailed": Row(
         "The module is no stack of blocks that cutaway can follow. `cutaway.wrap` reads and edits it by module path.",
@@ -178,7 +178,7 @@ cutaway.wrap(Half().eval()).run(torch.ones(1, 2), edits=[edit])
     ),
     "EditFailed": Row(
         "Mend the function. The original exception is the error's `__cause__`.",
-        'model.run("a b", edits=[cutaway.sites.resid_pre[1].apply(lambda x: 1 / 0)])',
+        'model.run("cat dog", edits=[cutaway.sites.resid_pre[1].apply(lambda x: 1 / 0)])',
     ),
     "PositionPassed": Row("Edit a position that is still computed, or run the prompt again without its cache."),
     "Interrupted": Row(
@@ -190,8 +190,8 @@ cutaway.wrap(Half().eval()).run(torch.ones(1, 2), edits=[edit])
         """
 from cutaway.tasks import Pair, Task
 
-pair = Pair("a b c", "a b", " d", " e", id="0")
-Task("letters", "Which letter follows?", (pair,)).encode(model)
+pair = Pair("cat dog owl", "cat dog", " bee", " fox", id="0")
+Task("animals", "Which animal follows?", (pair,)).encode(model)
 """,
     ),
     "TokenNotSingle": Row(
@@ -203,7 +203,7 @@ Task("letters", "Which letter follows?", (pair,)).encode(model)
         """
 from cutaway.tasks import Pair
 
-Pair("a b", "a c", " d", " d", id="0")
+Pair("cat dog", "cat cow", " bee", " bee", id="0")
 """,
     ),
     "EmptyTask": Row(

@@ -68,6 +68,8 @@ def test_side_effects_are_measured_everywhere_on_neutral_text() -> None:
     assert Specific(0.05).cell(("z.1.h3@end", "mlp_out.0@subject")) == Cell(
         ("z.1.h3", "mlp_out.0"), "resample", "clean", "neutral"
     )
+    share = Specific(0.1, unit="gap").estimand(LOGIT_DIFF)
+    assert (share.scale, share.side, share.controls) == ("ratio", "at_most", "none")
     minus_kl = np.array([-0.5, 0.0, -0.1])
     assert Specific(0.05).score(minus_kl, np.zeros(3), np.zeros(3)).tolist() == [0.5, 0.0, 0.1]
 
@@ -93,6 +95,8 @@ def test_what_is_not_known_is_named() -> None:
         from_json({"kind": "necessary", "atleast": 0.3})
     with pytest.raises(UnknownName, match="Did you mean 'resample'"):
         Necessary(0.3, "resampel")
+    with pytest.raises(UnknownName, match="'bit'"):
+        Specific(0.1, unit="bit")
     with pytest.raises(UsageError, match="above 0 and at most at 1"):
         Mediates(1.5)
     with pytest.raises(UsageError, match="a largest KL is above 0"):

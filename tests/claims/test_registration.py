@@ -10,18 +10,16 @@ import cutaway.artifacts
 from cutaway.claims import Entry, registration
 
 
-def test_the_code_digest_covers_what_can_move_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path / "cutaway"
-    shutil.copytree(
-        Path(cutaway.artifacts.__file__).parent, root, ignore=shutil.ignore_patterns("__pycache__", "weights")
-    )
-    monkeypatch.setattr(cutaway.artifacts, "__file__", str(root / "artifacts.py"))
-    first = registration.code()
+def test_the_code_digest_covers_what_can_move_a_number(tmp_path: Path) -> None:
+    source, root = Path(cutaway.artifacts.__file__).parent, tmp_path / "cutaway"
+    shutil.copytree(source, root, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    first = registration.program_text(root)
     (root / "cli").mkdir(exist_ok=True)
     (root / "cli" / "extra.py").write_text("x = 1\n", encoding="utf-8")
-    assert registration.code() == first
+    assert registration.program_text(root) == first
     (root / "stats" / "extra.py").write_text("x = 1\n", encoding="utf-8")
-    assert registration.code()["digest"] != first["digest"]
+    assert registration.program_text(root) != first
+    assert set(registration.ROOMS) <= {path.stem for path in root.iterdir()}
 
 
 def entry(seq: int, kind: str, plan: str, **changed: Any) -> Entry:

@@ -166,7 +166,7 @@ def test_the_previous_token_head_acts_through_the_keys_of_the_induction_head(
     said = {edge.target.split(".")[0]: edge.effect.drop for edge in TRUTH.edges if edge.source == source}
     assert drops == pytest.approx(said, abs=TOLERANCE)
     assert drops["k"] > 0.9
-    assert max(abs(drops["q"]), abs(drops["v"])) < 0.1
+    assert max(abs(drops["q"]), abs(drops["v"])) < 0.2
 
 
 def test_the_scrambled_twin_has_no_behavior(model: Any, rows: Rows) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 from cutaway.claims.evidence import gap_of, values_of
 from cutaway.claims.measure import Measured
 from cutaway.claims.prediction import Estimand, Prediction
-from cutaway.errors import ClaimError
-from cutaway.stats import by_cluster, clusters_for_power, outlook
+from cutaway.stats import by_cluster, clusters_for_power, clusters_needed, outlook
 from cutaway.tasks import Metric
 
 
@@ -27,15 +26,11 @@ def forecast(
 ) -> dict[str, Any]:
     """Chances of each verdict by the interval rule, and the clusters that give 80 %.
 
-    Raises ClaimError for a bound that not even another input would break: such a test could not fail.
-
     Args:
         split: the splits that were measured, in words.
         n_clusters: clusters of the confirm split; neutral prompts count themselves.
     """
     estimand = prediction.estimand(metric)
-    if estimand.controls == "none":
-        _require_breakable(prediction, estimand, measured)
     if prediction.cell(subject).data != "task":
         n_clusters, split = len(set(measured.clusters)), "other neutral prompts"
     estimate, sd = _spread(prediction, subject, estimand, measured)
@@ -67,18 +62,6 @@ def forecast(
     }
 
 
-def _require_breakable(prediction: Prediction, estimand: Estimand, measured: Measured) -> None:
-    most = float(values_of(prediction, prediction.positive(), measured).mean())
-    if most <= estimand.minimum:
-        raise ClaimError(
-            f"{type(prediction).__name__}: {estimand.text} cannot exceed the bound {estimand.minimum:g} "
-            f"{estimand.unit}: exchanging the whole prompt gives {most:.3g}, so the test could not fail; "
-            "choose a smaller bound",
-            bound=estimand.minimum,
-            found=most,
-        )
-
-
 def _spread(
     prediction: Prediction, subject: tuple[str, ...], estimand: Estimand, measured: Measured
 ) -> tuple[float | None, float | None]:
@@ -98,7 +81,8 @@ def _clusters_for_certain_share(estimate: float, minimum: float, alpha: float) -
     """Clusters that decide when all of them show the same share, 0 or 1 (see `share_interval`)."""
     if minimum >= 1:
         return None
-    return math.ceil(math.log(alpha / 2) / math.log(minimum if estimate > minimum else 1 - minimum))
+    need = math.ceil(math.log(alpha / 2) / math.log(minimum if estimate > minimum else 1 - minimum))
+    return max(need, clusters_needed(alpha))
 
 
 def _text(chance: Mapping[str, float], note: Mapping[str, Any], need: int | None) -> str:

@@ -59,8 +59,8 @@ class Estimand:
     minimum: float
     """The smallest effect that counts as the effect claimed, in `unit`."""
     controls: Literal["components", "none"]
-    """`components`: matched random components must be beaten. `none`: a bound on a side effect, which a positive
-    control shows to be one that could have been broken."""
+    """`components`: matched random components must be beaten. `none`: a bound on a side effect; what exchanging the
+    whole prompt does is shown beside it."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,8 @@ class Mediates(Prediction):
 class Specific(Prediction):
     """Ablating the subject hardly changes what the model says on text that has nothing to do with the task.
 
-    Estimand: mean KL(unedited, ablated) of the next-token distribution after a neutral prompt, in nat. The subject is
+    Estimand: mean KL(unedited, ablated) of the next-token distribution after a neutral prompt, in nat, or for
+    `unit="gap"` as a share of the KL that exchanging the whole prompt makes, by means over prompts. The subject is
     ablated at every position: neutral text has none of the task's roles. Without `neutral` the prompts are random
     tokens without repetition, which no task is about but which no text looks like either; give sentences for a claim
     about ordinary text. Each prompt is its own cluster, and 50 are needed because KL is skewed.
@@ -261,17 +262,23 @@ class Specific(Prediction):
 
     kind: ClassVar[str] = "specific"
     at_most: float | None = None
-    """Largest mean KL that still counts as specific, in nat."""
+    """Largest mean KL that still counts as specific, in nat or as a share (see `unit`)."""
     ablation: str = "resample"
     neutral: tuple[str, ...] = ()
     """Neutral prompts; empty: `n_neutral` prompts of random tokens."""
     n_neutral: int = 100
+    unit: str = "nat"
+    """`nat`, or `gap`: as a share of the KL between the prompt and another one."""
 
     def __post_init__(self) -> None:
         _require(self, "at_most", self.at_most, "a largest KL is above 0", 1e-12, 1e6)
         if self.ablation not in ABLATIONS:
             raise UnknownName(
                 f"ablation {self.ablation!r}: no such one.{did_you_mean(self.ablation, ABLATIONS)}", name=self.ablation
+            )
+        if self.unit not in ("nat", "gap"):
+            raise UnknownName(
+                f"unit {self.unit!r}: a side effect is measured in 'nat', or as a share of the 'gap'", name=self.unit
             )
         n = len(self.neutral) or self.n_neutral
         if n < MIN_NEUTRAL or len(set(self.neutral)) < len(self.neutral):
@@ -283,6 +290,9 @@ class Specific(Prediction):
     def estimand(self, metric: Metric) -> Estimand:  # noqa: ARG002
         assert self.at_most is not None
         text = f"the mean KL on neutral prompts when the subject is ablated ({_words(self.ablation)})"
+        if self.unit == "gap":
+            text = f"the share of what another prompt changes (KL), on neutral prompts, when the subject is ablated ({_words(self.ablation)})"
+            return Estimand(text, "of the KL to another prompt", "ratio", "at_most", float(self.at_most), "none")
         return Estimand(text, "nat", "skewed", "at_most", float(self.at_most), "none")
 
     def cell(self, sites: tuple[str, ...]) -> Cell:

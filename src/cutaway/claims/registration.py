@@ -8,6 +8,7 @@ things gives the same plan, and so the same name.
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -132,16 +133,21 @@ def seen_before(plan: str, entries: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+@cache
 def code() -> dict[str, str]:
-    """Version of the package and SHA-256 of the program text that can move a number."""
-    root = Path(cutaway.artifacts.__file__).parent
+    """Version of the package and SHA-256 of the program text that can move a number; read once, as it was loaded."""
+    text = program_text(Path(cutaway.artifacts.__file__).parent)
+    return {"version": str(importlib.import_module("cutaway").__version__), "digest": text}
+
+
+def program_text(root: Path) -> str:
+    """SHA-256 of the files of ROOMS below a package's folder."""
     files = sorted(
         path
         for path in root.rglob("*")
         if path.suffix in (".py", ".toml") and path.relative_to(root).parts[0].removesuffix(".py") in ROOMS
     )
-    text = digest([[path.relative_to(root).as_posix(), file_digest(path)] for path in files])
-    return {"version": str(importlib.import_module("cutaway").__version__), "digest": text}
+    return digest([[path.relative_to(root).as_posix(), file_digest(path)] for path in files])
 
 
 def _same_claim(mine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

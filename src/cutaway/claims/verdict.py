@@ -176,7 +176,8 @@ def _natural(interval: Interval, sign: float) -> dict[str, Any]:
 def _controls(record: Record, sign: float, alpha: float) -> dict[str, Any]:
     """Whether matched components are beaten, by which rule, and by how much."""
     if record["controls_rule"] == "none":
-        text = "a bound on a side effect: no components to beat"
+        most = abs(_interval(record, np.asarray(record["positive"]["values"], dtype=np.float64), alpha).estimate)
+        text = f"exchanging the whole prompt gives {most:.3g}"
         return {"rule": "none", "effects": [], "p": None, "beaten": True, "text": text, "difference": None}
     values = sign * np.asarray(record["values"], dtype=np.float64)
     others = [sign * np.asarray(control["values"], dtype=np.float64) for control in record["controls"]]
@@ -267,8 +268,8 @@ def _found(record: Record, name: str, alpha: float) -> dict[str, Any]:
     minimum = abs(float(record["minimum"]))
     low = interval.low if math.isfinite(interval.low) else -1.0
     if record["controls_rule"] == "none":
-        rule = f"the planted effect exceeds the bound {minimum:g}, which could thus have been broken"
-        return _check(f"{name}: planted effect found", low, record["unit"], rule, low > minimum)
+        rule = "what exchanging the whole prompt does is seen: lower end above 0"
+        return _check(f"{name}: planted effect found", low, record["unit"], rule, low > 0)
     least = 0.0 if record["scale"] == "mean" else min(minimum, 1.0)
     rule = f"the planted effect is found: lower end above 0, estimate {interval.estimate:.3g} at least {least:g}"
     return _check(f"{name}: planted effect found", low, record["unit"], rule, low > 0 and interval.estimate >= least)

@@ -11,10 +11,12 @@ from typer.core import TyperCommand
 from cutaway.cli import console
 from cutaway.errors import CutawayError, Interrupted, NoBehavior, UsageError
 
+STOPPED = 130
+"""What shells take for 'ended by Ctrl-C'."""
 EXIT_CODES: tuple[tuple[type[CutawayError], int], ...] = (
     (NoBehavior, 3),
     (UsageError, 2),
-    (Interrupted, 130),
+    (Interrupted, STOPPED),
     (CutawayError, 1),
 )
 """Exit code of the first class that an error belongs to."""
@@ -36,6 +38,9 @@ class Command(TyperCommand):
                 console.emit(as_data(error))
             console.say(f"{type(error).__name__}: {error}", style="red")
             raise typer.Exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind))) from None
+        except KeyboardInterrupt:
+            console.say("Stopped.", style="red")
+            raise typer.Exit(STOPPED) from None
 
 
 def as_data(error: CutawayError) -> dict[str, Any]:

@@ -95,5 +95,5 @@ def _stderr() -> Console:
 
 def _stdout() -> Console:
     console = Console(highlight=False)
-    # a pipe has no width: do not fold what another program will read
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    # a pipe has no width: what another program reads is not folded
+    return console if console.is_terminal else Console(highlight=False, width=10_000)

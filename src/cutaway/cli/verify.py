@@ -1,5 +1,6 @@
 """`cutaway verify`: whether a report is what was written, and whether its verdicts follow from its numbers."""
 
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,6 +66,7 @@ def _show(again: "Repeated") -> None:
     verdicts = "every verdict is the same" if again.verdicts_same else "VERDICTS CHANGED"
     console.show(f"\nRun again: {verdicts}; {len(again.moved)} of {again.n_compared} values moved.")
     if again.moved:
-        console.show(f"Largest difference: {again.largest:.2g}")
+        largest = again.largest
+        console.show("A text or a shape differs." if largest == inf else f"Largest difference: {largest:.2g}")
         rows = [(place, old, new) for place, (old, new) in list(again.moved.items())[:SHOWN]]
         console.table(("where in report.json", "recorded", "now"), rows)

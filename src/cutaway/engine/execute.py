@@ -93,7 +93,8 @@ def execute(plan: "cutaway.engine.planner.Plan", progress: Progress | None, redu
     except OutOfMemory as error:
         fit = max(1, plan.max_tokens // 2)
         raise OutOfMemory(
-            f"{error}. In a plan: execute it with max_tokens={fit} (now {plan.max_tokens})", fit=fit, **error.fields
+            f"{error}. In a plan: execute it with max_tokens={fit} (now {plan.max_tokens})",
+            **{**error.fields, "fit": fit},
         ) from error
     return [_joined(parts, run) for parts, run in zip(found, plan.runs)]
 
@@ -203,7 +204,7 @@ def _pass(plan: "cutaway.engine.planner.Plan", group: Any, indices: Sequence[int
 def _for_rows(run: Run, base: Base) -> list[Edit]:
     """A run's edits as they act on a chunk of its rows; those that select nothing there are left out."""
     taken = [edit.take(base.rows) for edit in run.edits]
-    return [edit for edit in taken if edit is not None and any(base.tokens.positions(edit.site.pos))]
+    return [edit for edit in taken if edit is not None and Placed(edit, base.tokens).selects()]
 
 
 def _before(model: Model, site: Site, group: Any) -> bool:
@@ -218,7 +219,7 @@ def _result(
     found: dict[Site, Tensor] = {}
     for site in dict.fromkeys(s.base for s in run.reads):
         if _before(model, site, group):
-            found[site] = base.values[site]
+            found[site] = base.values[site].clone()
         elif group.start == 0 or site.kind in _WHOLE:
             found[site] = values[site][span]
         else:

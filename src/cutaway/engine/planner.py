@@ -18,6 +18,7 @@ from cutaway.models.anatomy import Anatomy
 from cutaway.models.edits import Placed
 from cutaway.models.forward import check, logit_columns
 from cutaway.models.model import Model
+from cutaway.models.taps import others_hook
 from cutaway.models.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -83,8 +84,12 @@ class Explanation:
 class Plan:
     """How a list of runs will be executed. `explain()` before, `execute()` then."""
 
-    def __init__(self, model: Model, runs: Sequence[Run], shares: Sequence[Share], max_tokens: int) -> None:
+    def __init__(
+        self, model: Model, runs: Sequence[Run], shares: Sequence[Share], max_tokens: int, hooked: str | None = None
+    ) -> None:
         self.model, self.runs, self.shares, self.max_tokens = model, tuple(runs), tuple(shares), max_tokens
+        self.hooked = hooked
+        """A module with a hook of somebody else's: then every run is a full pass of its own."""
 
     def explain(self) -> Explanation:
         """Cost of this plan beside the naive count and the lower bound."""
@@ -135,6 +140,8 @@ class Plan:
         return edited + (rows * width * depth if share.base or share.plain else 0)
 
     def _notes(self) -> tuple[str, ...]:
+        if self.hooked is not None:
+            return (f"one full pass a run: module {self.hooked!r} has a hook that may depend on rows and positions",)
         body = self.model.body
         why = [("starting at a later layer", body.resume), ("starting at a later position", body.suffix)]
         return tuple(f"not used: {what}: {reason}" for what, reason in why if reason)
@@ -155,8 +162,11 @@ def plan(model: Model, runs: Sequence[Run], *, max_tokens: int = 4096) -> Plan:
     for index, run in enumerate(runs):
         _check(model, index, run)
         by_inputs.setdefault(run.inputs.digest, []).append(index)
-    shares = [_share(model, runs, indices, max_tokens) for indices in by_inputs.values()]
-    return Plan(model, runs, shares, max_tokens)
+    hooked = others_hook(model.module)
+    share = _share if hooked is None else _separate
+    return Plan(
+        model, runs, [share(model, runs, found, max_tokens) for found in by_inputs.values()], max_tokens, hooked
+    )
 
 
 def _check(model: Model, index: int, run: Run) -> None:
@@ -183,6 +193,13 @@ def _share(model: Model, runs: Sequence[Run], indices: Sequence[int], max_tokens
         if _share_cost(flat, depth, extra) <= _share_cost(share, depth, extra):
             return flat
     return share
+
+
+def _separate(model: Model, runs: Sequence[Run], indices: Sequence[int], max_tokens: int) -> Share:  # noqa: ARG001 - as _share
+    """Nothing shared but plain runs: a hook of somebody else's must see each run whole."""
+    inputs, plain = runs[indices[0]].inputs, tuple(i for i in indices if not runs[i].edits)
+    groups = tuple(Group(0, 0, (i,)) for i in indices if runs[i].edits)
+    return Share(inputs, bool(plain), plain, groups, len(inputs))
 
 
 def _start(body: Anatomy, run: Run) -> tuple[int, int]:

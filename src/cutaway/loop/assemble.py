@@ -1,10 +1,9 @@
 """Assemble: findings and verdicts as a report: data for every figure, raw values as artifacts, how to run it again."""
 
-import json
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import Any
 import torch
 
 from cutaway import engine
-from cutaway.artifacts import canonical, plain
-from cutaway.claims import ClaimResult, Ledger
+from cutaway.artifacts import canonical
+from cutaway.claims import Ledger
 from cutaway.claims.registration import code
 from cutaway.engine import Run
 from cutaway.loop import figures
+from cutaway.loop.confirm import Tested
 from cutaway.loop.identify import Behavior, Candidate, Findings
-from cutaway.loop.propose import Proposal
+from cutaway.loop.options import Options
 from cutaway.models import Model, Site
 from cutaway.models.audit import table as audit_table
 from cutaway.report import StudyReport, claim_card, schema
@@ -27,7 +27,7 @@ from cutaway.tasks import Task, metric_named, names
 
 N_EXAMPLES = 4
 """Prompt pairs that are shown token by token."""
-DEFAULTS = {"seed": 0, "n_candidates": 3, "alpha": 0.05, "minimum_gap": None}
+RERUN_NOTE = "Other machines and versions round differently; `cutaway verify --rerun` says which numbers moved."
 LIMITS = (
     "Effects are total effects: a part whose work others take over when it is gone looks less needed than it is.",
     "Ablation stays within the values that the task's prompts give; other choices (zero, other text) differ.",
@@ -37,60 +37,61 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Assembled:
-    """A report's data and the raw files beside it."""
+class Evidence:
+    """All that a study found."""
 
-    report: StudyReport
-    artifacts: Mapping[str, bytes]
+    model: Model
+    task: Task
+    shown: Behavior
+    check: schema.BehaviorCheck
+    findings: Findings
+    chosen: tuple[Candidate, ...]
+    tested: tuple[Tested, ...]
+    notes: tuple[str, ...]
+    """What could not be tested, and why."""
+    options: Options
 
 
-def assemble(
-    model: Model,
-    task: Task,
-    shown: Behavior,
-    check: schema.BehaviorCheck,
-    findings: Findings,
-    chosen: Sequence[Candidate],
-    proposals: Sequence[Proposal],
-    results: Sequence[ClaimResult],
-    options: Mapping[str, Any],
-    seconds: float,
-) -> Assembled:
-    """The report of a study, section by section, and its artifacts by name."""
-    artifacts = {f"claim-{i}.json": (canonical(r.record) + "\n").encode() for i, r in enumerate(results)}
-    artifacts |= _raw(findings, task, model, options)
+def report_of(found: Evidence, seconds: float) -> StudyReport:
+    """The report, section by section."""
+    model, task, findings = found.model, found.task, found.findings
     texts = _texts(model, task)
-    cards = [
-        claim_card(p.name, r.record, artifact=f"claim-{i}.json", texts=texts)
-        for i, (p, r) in enumerate(zip(proposals, results))
-    ]
-    command, python = rerun_lines(model, task, options)
-    report = StudyReport(
+    command, python = rerun_lines(model, task, found.options)
+    cards = (
+        claim_card(t.proposal.name, t.result.record, artifact=f"claim-{i}.json", texts=texts)
+        for i, t in enumerate(found.tested)
+    )
+    none = () if found.chosen else ("No single head or MLP reached a tenth of the gap, so no claim was made.",)
+    return StudyReport(
         title=f"{task.name} in {Path(model.name).name}",
-        sentence=sentence(proposals, results, task.name),
+        sentence=sentence(found.tested, task.name),
         model=model_card(model),
         task=task_card(task),
-        behavior=check,
-        examples=examples(model, shown),
+        behavior=found.check,
+        examples=examples(model, found.shown),
         position_map=figures.position_map(findings.residual),
         head_map=figures.head_map(findings),
         mlps=figures.mlps(findings),
         attribution=figures.attribution(findings),
-        attention=figures.attention(model, shown, chosen, findings),
-        lens=figures.lens(findings, shown),
+        attention=figures.attention(model, found.shown, found.chosen, findings),
+        lens=figures.lens(findings, found.shown),
         claims=tuple(cards),
-        plan=_cost(model, shown, findings, seconds),
-        rerun=schema.Rerun(
-            command=command,
-            python=python,
-            note="Other machines and versions round differently; `cutaway verify --rerun` says which numbers moved.",
-        ),
-        limits=LIMITS
-        if chosen
-        else (*LIMITS, "No single head or MLP reached a tenth of the gap, so no claim was made."),
-        environment=environment(model, int(options["seed"])),
+        plan=_cost(model, found.shown, findings, seconds),
+        rerun=schema.Rerun(command=command, python=python, note=RERUN_NOTE),
+        limits=(*LIMITS, *found.notes, *none),
+        environment=environment(model, found.options.seed),
     )
-    return Assembled(report, artifacts)
+
+
+def artifacts_of(found: Evidence) -> dict[str, bytes]:
+    """Raw results by file name: every effect per example, every claim's record, the task and the options."""
+    raw = vars(found.findings).items()
+    made = {f"{name}.safetensors": _bytes(part.save) for name, part in raw if hasattr(part, "save")}
+    made |= {f"claim-{i}.json": (canonical(t.result.record) + "\n").encode() for i, t in enumerate(found.tested)}
+    made["task.jsonl"] = _bytes(found.task.save)
+    options = {"model": found.model.name, "task": found.task.name, **asdict(found.options)}
+    made["study.json"] = (canonical(options) + "\n").encode()
+    return made
 
 
 def ledger_lines(ledger: Ledger) -> Iterator[str]:
@@ -101,9 +102,9 @@ def ledger_lines(ledger: Ledger) -> Iterator[str]:
         yield from path.read_text(encoding="utf-8").splitlines()
 
 
-def sentence(proposals: Sequence[Proposal], results: Sequence[ClaimResult], task: str) -> str:
+def sentence(tested: Sequence[Tested], task: str) -> str:
     """What was found, in one sentence."""
-    main = [(p.name, r.verdict) for p, r in zip(proposals, results) if p.role == "component"]
+    main = [(t.proposal.name, t.verdict) for t in tested if t.proposal.role == "component"]
     if not main:
         return f"No single head or MLP carries the {task} behavior by itself."
     supported = [name for name, verdict in main if verdict == "supported"]
@@ -226,21 +227,6 @@ def _version(name: str) -> str:
 # -- raw data and how to run again
 
 
-def _raw(findings: Findings, task: Task, model: Model, options: Mapping[str, Any]) -> dict[str, bytes]:
-    parts: dict[str, Any] = {"residual": findings.residual, "denoised": findings.denoised, "ablated": findings.ablated}
-    parts |= {
-        name: part
-        for name, part in (("estimated", findings.estimated), ("lens", findings.lens), ("scores", findings.scores))
-        if part is not None
-    }
-    found = {f"{name}.safetensors": _bytes(part.save) for name, part in parts.items()}
-    found["task.jsonl"] = _bytes(task.save)
-    found["study.json"] = (
-        json.dumps(plain({"model": model.name, "task": task.name, **options}), sort_keys=True) + "\n"
-    ).encode()
-    return found
-
-
 def _bytes(save: Callable[[Path], Any]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "artifact"
@@ -248,16 +234,16 @@ def _bytes(save: Callable[[Path], Any]) -> bytes:
         return path.read_bytes()
 
 
-def rerun_lines(model: Model, task: Task, options: Mapping[str, Any]) -> tuple[str, str]:
+def rerun_lines(model: Model, task: Task, options: Options) -> tuple[str, str]:
     """The command and the Python that do the same study."""
-    seed = options["seed"]
+    seed = options.seed
     if task.name in names() and task.seed is not None:
         named = f"{task.name} --n {len(task)}"
         made = f"cutaway.tasks.get({task.name!r}, model, n={len(task)}, seed={seed})"
     else:
         named = f"{task.name}.jsonl"
         made = f"cutaway.tasks.Task.load('{named}')"
-    chosen = {key: value for key, value in options.items() if value != DEFAULTS.get(key)}
+    chosen = {key: value for key, value in asdict(options).items() if value != getattr(Options(), key)}
     extra = "".join(f", {key}={value!r}" for key, value in chosen.items())
     lines = [
         "import cutaway",

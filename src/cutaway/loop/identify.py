@@ -166,8 +166,13 @@ class Together:
     """Share of pairs whose answer flipped when all of them were exchanged for the corrupt run's."""
 
 
-def together(model: Model, batch: Batch, parts: list[Site], steps: Steps, *, ablation: str, seed: int) -> Together:
-    """Ablate and exchange all components at once."""
+def together(
+    model: Model, batch: Batch, chosen: list["Candidate"], steps: Steps, *, ablation: str, seed: int
+) -> Together | None:
+    """Ablate and exchange all components at once; None when there are not several."""
+    if len(chosen) < 2:
+        return None
+    parts = [candidate.site for candidate in chosen]
     names = [str(site) for site in parts]
     ablated = steps.do(
         "ablation together",

@@ -10,6 +10,7 @@ from typing import Literal
 
 from cutaway.claims import Claim, Mediates, Necessary, Prediction, Specific, Sufficient
 from cutaway.loop.identify import Candidate, Findings, Together, candidates, role_of
+from cutaway.loop.options import Options
 
 LEAST = 0.1
 """Share of the gap below which a component is no candidate, and below which no threshold is set."""
@@ -33,32 +34,21 @@ def chosen_of(ranked: list[Candidate], n: int) -> list[Candidate]:
     return [c for c in ranked if c.strength >= LEAST][:n]
 
 
-def propose(
-    findings: Findings, together: Together | None, task: str, *, n: int, alpha: float, seed: int, behavior: str
-) -> list[Proposal]:
+def propose(findings: Findings, together: Together | None, task: str, options: Options) -> list[Proposal]:
     """The claims of a study. Empty when no component reaches LEAST on the explore split."""
     ranked = candidates(findings)
-    chosen = chosen_of(ranked, n)
+    chosen = chosen_of(ranked, options.n_candidates)
     if not chosen:
         return []
+    behavior = f"the {task} behavior"
     names = tuple(str(c.site) for c in chosen)
-    shared = {"task": task, "alpha": alpha, "seed": seed}
+    shared = {"task": task, "alpha": options.alpha, "seed": options.seed}
     found = []
-    for candidate in chosen:
-        others = tuple(name for name in names if name != str(candidate.site))
-        sentence = _sentence(candidate, findings, behavior)
+    for candidate, name in zip(chosen, names):
+        others = tuple(other for other in names if other != name)
+        sentence, predictions = _sentence(candidate, findings, behavior), _predictions(candidate, findings.ablation)
         found.append(
-            Proposal(
-                str(candidate.site),
-                "component",
-                Claim(
-                    sentence,
-                    (str(candidate.site),),
-                    predictions=_predictions(candidate, findings.ablation),
-                    exclude=others,
-                    **shared,
-                ),
-            )
+            Proposal(name, "component", Claim(sentence, (name,), predictions=predictions, exclude=others, **shared))
         )
     joint = _joint(together, findings.ablation) if together is not None else ()
     if joint:

@@ -3,13 +3,14 @@
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from cutaway import report
 from cutaway.artifacts import require_same_model
 from cutaway.errors import BrokenEvidence
+from cutaway.loop.options import Options
 from cutaway.loop.steps import Progress
 from cutaway.loop.study import study
 from cutaway.models import Model, load
@@ -53,7 +54,7 @@ def repeat(folder: Path | str, model: Model | None = None, *, progress: Progress
         task = Task.load(path)
         if task.digest != found.study.task.digest:
             raise BrokenEvidence(f"{folder}: task.jsonl is not the task of the report", path=str(folder))
-        kept = {key: options[key] for key in ("seed", "n_candidates", "alpha", "minimum_gap")}
+        kept = {field.name: options[field.name] for field in fields(Options)}
         again = study(model, task, out=Path(scratch) / "report", progress=progress, **kept)
     old, new = (
         dict(_leaves(r.model_dump(mode="json", exclude=set(_NOT_NUMBERS)))) for r in (found.study, again.report)

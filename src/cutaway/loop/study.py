@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from cutaway.claims import ClaimResult, Ledger
-from cutaway.errors import ClaimChanged, NoBehavior
+from cutaway.claims import Ledger
+from cutaway.errors import NoBehavior
 from cutaway.loop import assemble
-from cutaway.loop.identify import ablation_for, behavior, candidates, identify, together
-from cutaway.loop.propose import Proposal, chosen_of, propose
+from cutaway.loop.confirm import confirm, holds
+from cutaway.loop.identify import Behavior, ablation_for, behavior, candidates, identify, together
+from cutaway.loop.options import Options
+from cutaway.loop.propose import chosen_of, propose
 from cutaway.loop.steps import Progress, Steps, silent
 from cutaway.models import Model
 from cutaway.report import StudyReport, behavior_check, write
@@ -64,68 +66,50 @@ def study(
         minimum_gap: in the metric's unit; None: 0.5 nat, or a tenth of a probability or share.
         force: compute every step again. The ledger is kept: what was opened stays opened, and is recorded as re-run.
     """
-    began = time.monotonic()
     out = Path(out)
+    options = Options(seed=seed, n_candidates=n_candidates, alpha=alpha, minimum_gap=minimum_gap)
     steps = Steps(out.parent / f".{out.name}.steps", model, task, progress or silent, fresh=force)
     try:
-        return _study(model, task, out, steps, seed, n_candidates, alpha, minimum_gap, began)
+        return _study(model, task, out, steps, options)
     except KeyboardInterrupt:
         raise steps.interrupted("the study") from None
 
 
-def _study(
-    model: Model,
-    task: Task,
-    out: Path,
-    steps: Steps,
-    seed: int,
-    n: int,
-    alpha: float,
-    minimum_gap: float | None,
-    began: float,
-) -> StudyResult:
-    explore = task.split("explore")
+def _study(model: Model, task: Task, out: Path, steps: Steps, options: Options) -> StudyResult:
+    began = time.monotonic()
     steps.progress(0, 1, "behavior")
-    shown = behavior(model, explore)
-    check = checked(shown.clean, shown.corrupt, shown.batch.clusters, shown.accuracy, task.metric, minimum_gap)
+    shown = behavior(model, task.split("explore"))
+    check = checked(shown, options.minimum_gap)
     steps.progress(1, 1, "behavior")
     if not check.passed:
         raise no_behavior(model, task, check)
-    ablation = ablation_for(model, task, seed)
-    findings = identify(model, shown.batch, steps, ablation=ablation, seed=seed)
-    chosen = chosen_of(candidates(findings), n)
-    joint = (
-        together(model, shown.batch, [c.site for c in chosen], steps, ablation=ablation, seed=seed)
-        if len(chosen) > 1
-        else None
-    )
-    proposals = propose(findings, joint, task.name, n=n, alpha=alpha, seed=seed, behavior=f"the {task.name} behavior")
+    ablation = ablation_for(model, task, options.seed)
+    findings = identify(model, shown.batch, steps, ablation=ablation, seed=options.seed)
+    chosen = chosen_of(candidates(findings), options.n_candidates)
+    joint = together(model, shown.batch, chosen, steps, ablation=ablation, seed=options.seed)
+    proposals = propose(findings, joint, task.name, options)
     ledger = Ledger(steps.folder / "ledger.sqlite")
-    results = _tested(model, task, proposals, ledger, findings.search, steps)
-    options = {"seed": seed, "n_candidates": n, "alpha": alpha, "minimum_gap": minimum_gap}
-    made = assemble.assemble(
-        model, task, shown, check, findings, chosen, proposals, results, options, time.monotonic() - began
+    tested, notes = confirm(model, task, proposals, ledger, search=findings.search, steps=steps)
+    evidence = assemble.Evidence(
+        model, task, shown, check, findings, tuple(chosen), tuple(tested), tuple(notes), options
     )
-    write(out, made.report, made.artifacts, assemble.ledger_lines(ledger))
-    verdicts = {p.claim.sentence: r.verdict for p, r in zip(proposals, results)}
-    return StudyResult(out, made.report, verdicts, holds(proposals, results))
+    report = assemble.report_of(evidence, time.monotonic() - began)
+    write(out, report, assemble.artifacts_of(evidence), assemble.ledger_lines(ledger))
+    return StudyResult(out, report, {t.proposal.claim.sentence: t.verdict for t in tested}, holds(tested))
 
 
-def checked(
-    clean: tuple[float, ...],
-    corrupt: tuple[float, ...],
-    clusters: tuple[str, ...],
-    accuracy: float,
-    metric: str,
-    minimum_gap: float | None,
-) -> BehaviorCheck:
+def checked(shown: Behavior, minimum_gap: float | None) -> BehaviorCheck:
     """The behavior check: a gap that is reliably large enough, and more than half of the clean prompts right."""
-    unit = metric_named(metric).unit
-    least = minimum_gap if minimum_gap is not None else LEAST_GAP.get(unit, 0.1)
+    least = minimum_gap if minimum_gap is not None else LEAST_GAP.get(shown.batch.metric.unit, 0.1)
     found = behavior_check(
-        split="explore", clean=clean, corrupt=corrupt, clusters=clusters, accuracy=accuracy, threshold=least
+        split="explore",
+        clean=shown.clean,
+        corrupt=shown.corrupt,
+        clusters=shown.batch.clusters,
+        accuracy=shown.accuracy,
+        threshold=least,
     )
-    return found if accuracy > 0.5 else found.model_copy(update={"passed": False})
+    return found if shown.accuracy > 0.5 else found.model_copy(update={"passed": False})
 
 
 def no_behavior(model: Model, task: Task, check: BehaviorCheck) -> NoBehavior:
@@ -141,45 +125,3 @@ def no_behavior(model: Model, task: Task, check: BehaviorCheck) -> NoBehavior:
         accuracy=check.accuracy,
         threshold=check.threshold,
     )
-
-
-def _tested(
-    model: Model, task: Task, proposals: list[Proposal], ledger: Ledger, search: int, steps: Steps
-) -> list[ClaimResult]:
-    """Freeze all claims, then open the confirm split for each; what the ledger has a result for is taken from it."""
-    label = "claims frozen"
-    frozen = []
-    for i, proposal in enumerate(proposals):
-        steps.progress(i, len(proposals), label)
-        frozen.append(proposal.claim.freeze(model, task, search=search, ledger=ledger))
-    steps.progress(len(proposals), max(1, len(proposals)), label)
-    results = []
-    for proposal, plan in zip(proposals, frozen):
-        label = f"confirm: {proposal.name}"
-        recorded = ledger.result(plan.sha256)
-        if recorded is not None and steps.fresh:
-            again = plan.rerun(model, task, ledger, reason="study run again with force")
-            if not again.same:
-                raise ClaimChanged(
-                    f"claim {proposal.name!r}: run again, it came out {again.again.verdict}; "
-                    f"the ledger has {again.recorded.verdict}. Go on from there, or study into another folder",
-                    changed=["verdict"],
-                )
-        if recorded is not None:
-            results.append(ClaimResult(recorded))
-        else:
-            results.append(
-                plan.run(
-                    model, task, ledger, progress=lambda done, total, label=label: steps.progress(done, total, label)
-                )
-            )
-        steps.progress(1, 1, label)
-        steps.kept.append(label)
-    return results
-
-
-def holds(proposals: list[Proposal], results: list[ClaimResult]) -> bool:
-    """There is a claim about components, all such claims are supported, and no decoy is."""
-    main = [r.verdict for p, r in zip(proposals, results) if p.role in ("component", "together")]
-    decoys = [r.verdict for p, r in zip(proposals, results) if p.role == "decoy"]
-    return bool(main) and all(v == "supported" for v in main) and "supported" not in decoys

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cutaway import artifacts
-from cutaway.errors import UnknownSite, UsageError, did_you_mean
+from cutaway.errors import OutOfRange, UnknownSite, UsageError, did_you_mean
 from cutaway.models.sites import PATTERN_KINDS, Site
 from cutaway.models.tokens import Tokens
 
@@ -74,6 +74,10 @@ class Activations(Mapping[Site, Tensor]):
     def _select(self, value: Tensor, site: Site) -> Tensor:
         pattern = site.kind in PATTERN_KINDS
         pos_axis, unit_axis = (2, 1) if pattern else (1, 2)
+        if site.unit is not None:
+            _inside(site, site.axis or "unit", site.unit, value.shape[unit_axis])
+        if site.batch_rows is not None:
+            _inside(site, "row", site.batch_rows, value.shape[0])
         if site.pos is not None:
             value = self._positions(value, site, pos_axis)
         if site.unit is not None:
@@ -94,7 +98,9 @@ class Activations(Mapping[Site, Tensor]):
                 raise UsageError(
                     f"site {site}: a wrapped module's inputs have no roles or token texts; select positions by number"
                 )
-            columns = [[p % value.shape[axis] for p in wanted]] * value.shape[0]
+            width = value.shape[axis]
+            _inside(site, "position", tuple(p + width if p < 0 else p for p in wanted), width)
+            columns = [[p % width for p in wanted]] * value.shape[0]
         else:
             columns = self.tokens.columns(site.pos)
         if len({len(c) for c in columns}) != 1:
@@ -108,3 +114,9 @@ class Activations(Mapping[Site, Tensor]):
         expanded[axis] = index.shape[1]
         found = value.gather(axis, index.view(shape).expand(expanded))
         return found.squeeze(axis) if isinstance(site.pos, int | str) else found
+
+
+def _inside(site: Site, what: str, wanted: int | tuple[int, ...], size: int) -> None:
+    for index in (wanted,) if isinstance(wanted, int) else wanted:
+        if not 0 <= index < size:
+            raise OutOfRange(f"site {site}: {what} {index} of {size} (0-{size - 1})", site=str(site))

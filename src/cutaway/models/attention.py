@@ -121,7 +121,7 @@ def additive_mask(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | 
     if mask is None:
         if q_len == 1 or not getattr(module, "is_causal", True):
             return None
-        mask = torch.ones(q_len, k_len, dtype=torch.bool, device=query.device).tril()[None, None]
+        mask = torch.ones(q_len, k_len, dtype=torch.bool, device=query.device).tril(k_len - q_len)[None, None]
     if mask.dtype == torch.bool:
         zero = torch.zeros((), dtype=query.dtype, device=query.device)
         return torch.where(mask[..., :k_len], zero, torch.full_like(zero, low))

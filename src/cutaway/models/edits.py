@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cutaway.errors import BadEdit, EditFailed, EditNeverApplied, OutOfRange, UsageError
 from cutaway.models.activations import Activations
-from cutaway.models.sites import PATTERN_KINDS, Site
+from cutaway.models.sites import PATTERN_KINDS, Site, Where
 from cutaway.models.tokens import Tokens
 
 
@@ -33,17 +33,18 @@ class Edit:
     function: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.value, Tensor):
-            if self.value.dtype == torch.bool or self.value.is_complex():
-                raise BadEdit(
-                    f"edit of {self.site}: a value of {self.value.dtype} cannot be written into an activation; give floats",
-                    site=str(self.site),
-                )
-            if self.site.kind not in PATTERN_KINDS and not bool(torch.isfinite(self.value).all()):
-                raise BadEdit(
-                    f"edit of {self.site}: the value holds NaN or infinity; every run after it would be NaN",
-                    site=str(self.site),
-                )
+        if isinstance(self.value, Tensor) and (self.value.dtype == torch.bool or self.value.is_complex()):
+            raise BadEdit(
+                f"edit of {self.site}: a value of {self.value.dtype} cannot be written into an activation; give floats",
+                site=str(self.site),
+            )
+        numbers = [self.scale] if self.value is None else [self.scale, self.value]
+        if self.site.kind not in PATTERN_KINDS and not all(torch.as_tensor(n).isfinite().all() for n in numbers):
+            raise BadEdit(
+                f"edit of {self.site}: its value or factor holds NaN or infinity, and so would every result after it; "
+                "give finite numbers",
+                site=str(self.site),
+            )
         if self.op == "clamp" and self.low is None and self.high is None:
             raise BadEdit(f"edit of {self.site}: clamp needs low=, high= or both", site=str(self.site))
         if self.op == "project" and (not isinstance(self.value, Tensor) or float(self.value.norm()) == 0.0):
@@ -97,8 +98,9 @@ class Placed:
     """Inputs of the edit's own rows; None for a wrapped module."""
     first: int = 0
     start: int = 0
-    strict: bool = True
-    """False while generating: a position that is not there yet is passed over."""
+    ends: tuple[int, ...] | None = None
+    """While generating, the lengths of the prompts: negative positions count from there, and a position that is not
+    there yet is passed over."""
 
     @property
     def site(self) -> Site:
@@ -115,13 +117,12 @@ class Placed:
                         f"site {self.site}: {self.site.axis} {u} of {size} (0-{size - 1})", site=str(self.site)
                     )
             slot = [*slot[1:]] if isinstance(unit, int) else [len(unit), *slot[1:]]
-        if self.tokens is not None:
-            columns = self.tokens.positions(self.site.pos)
-            if not any(columns[row] for row in self._rows()):
-                raise EditNeverApplied(
-                    f"edit {self.edit}: it selects no token of these {len(self.tokens)} rows, so it would change nothing",
-                    site=str(self.site),
-                )
+        if self.tokens is not None and self.ends is None and not self.selects():
+            raise EditNeverApplied(
+                f"edit {self.edit}: it selects no token of these {len(self.tokens)} rows, so it would change nothing; "
+                "choose positions that the rows have",
+                site=str(self.site),
+            )
         value = self.edit.value
         if isinstance(value, Tensor):
             self._check_value(value, list(slot))
@@ -133,7 +134,8 @@ class Placed:
             slot = [*slot[:-1], self.tokens.width if self.tokens is not None else value.shape[-1]]
         shape, allowed = list(value.shape), [slot]
         if self.tokens is not None and self.edit.op != "project":
-            counts = {len(self.tokens.positions(self.site.pos)[row]) for row in self._rows()}
+            columns = self.tokens.positions(self.site.pos, ends=self.ends)
+            counts = {len(columns[row]) for row in self._rows()}
             if self.site.pos is None:
                 counts = {self.tokens.width}
             if len(counts) == 1:
@@ -162,7 +164,7 @@ class Placed:
                 f"edit of {self.site}: the source has {len(source.tokens)} rows, the run {len(own)}; use source.take(rows) to line them up",
                 site=str(self.site),
             )
-        here, there = own.positions(self.site.pos), source.tokens.positions(self.site.pos)
+        here, there = own.positions(self.site.pos, ends=self.ends), source.tokens.positions(self.site.pos)
         for row in self._rows():
             if len(here[row]) != len(there[row]):
                 raise BadEdit(
@@ -185,6 +187,12 @@ class Placed:
             if n is not None and not 0 <= row < n:
                 raise OutOfRange(f"site {self.site}: row {row} of {n} (0-{n - 1})", site=str(self.site), row=row)
         return list(self.site.batch_rows)
+
+    def selects(self) -> bool:
+        """At least one token of the rows is selected."""
+        assert self.tokens is not None
+        found = self.tokens.positions(self.site.pos, ends=self.ends)
+        return any(found[row] for row in self._rows())
 
     # -- applying
 
@@ -262,7 +270,12 @@ class Placed:
 
     def _columns(self, value: Tensor, rows: list[int]) -> list[list[int]]:
         if self.tokens is not None:
-            return self.tokens.columns(self.site.pos, strict=self.strict)
+            found = self.tokens.columns(self.site.pos, ends=self.ends)
+            if self.ends is not None and isinstance(self.site.pos, Where) and (self.edit.source or self.edit.per_row):
+                # a donor speaks of the prompt alone
+                limits = [n + offset for n, offset in zip(self.ends, self.tokens.offsets)]
+                return [[c for c in columns if c < limit] for columns, limit in zip(found, limits)]
+            return found
         pos, width = self.site.pos, value.shape[1] if value.ndim > 1 else 1
         if isinstance(pos, str) or (pos is not None and not isinstance(pos, int | tuple)):
             raise UsageError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from cutaway.artifacts import require_same_model
 from cutaway.errors import ModelInTraining, OutOfMemory, SiteUnavailable, UsageError
 from cutaway.models.edits import Edit, Placed
 from cutaway.models.sites import Site
@@ -50,11 +51,17 @@ def logit_columns(tokens: Tokens, logits: LogitsAt) -> list[list[int]] | None:
 
 
 def check(model: "cutaway.models.model.Model", edits: Sequence[Placed], reads: Sequence[Site]) -> None:
-    """All that can be known before the forward: sites exist, are editable, values fit."""
-    if model.module.training:
+    """All that can be known before the forward: sites exist, are editable, values fit, sources are of this model."""
+    if any(part.training for part in model.module.modules()):
         raise ModelInTraining(
             "the model is in training mode, so dropout would make runs random; call model.module.eval() first"
         )
+    for site in [*reads, *(placed.site for placed in edits)]:
+        if site.kind == "module":
+            model.submodule(site.path or "")
+    for source in [placed.edit.source for placed in edits]:
+        if source is not None and source.model != model.digest:
+            require_same_model(source.model, model.digest, "the source of a patch")
     if model.anatomy is None:
         return
     for site in reads:

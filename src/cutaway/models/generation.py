@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cutaway.errors import UsageError
+from cutaway.errors import EditNeverApplied, UsageError
 from cutaway.models.edits import Edit, Placed
 from cutaway.models.forward import check, memory_named
 from cutaway.models.taps import Session
@@ -44,14 +44,19 @@ def generate(
         raise UsageError(f"temperature={temperature}: 0 is greedy, above it samples")
     if temperature > 0 and generator is None:
         raise UsageError("sampling needs generator=torch.Generator().manual_seed(...), so that it can be repeated")
+    if not getattr(model.module, "can_generate", lambda: True)():
+        name = type(model.module).__name__
+        raise UsageError(f"{name} does not predict next tokens, so it cannot continue a prompt; use run() or capture()")
     tokens = _left_padded(prompt, model.pad_id)
-    edits = [_absolute(edit, tokens) for edit in edits]
-    check(model, [Placed(edit, tokens) for edit in edits if not _later(edit, tokens)], [])
+    ends = tokens.lengths
+    check(model, [Placed(edit, tokens, ends=ends) for edit in edits], [])
     fired = [0] * len(edits)
     stop = getattr(model.tokenizer, "eos_token_id", None) if stop is None else stop
     state, seen, done = _new_cache(model) if cache else None, 0, torch.zeros(len(tokens), dtype=torch.bool)
     for _ in range(max_new_tokens):
-        logits = _step(model, tokens, edits, fired, state, seen)
+        logits = _step(
+            model, [Placed(edit, tokens, start=seen, ends=ends) for edit in edits], tokens, fired, state, seen
+        )
         seen = tokens.width if cache else 0
         new = _choose(logits, temperature, generator)
         new = torch.where(done, torch.full_like(new, model.pad_id), new)
@@ -62,15 +67,19 @@ def generate(
             done = done | (new == stop)
             if bool(done.all()):
                 break
-    _require_fired(model, edits, fired)
+    _require_fired(edits, fired, max(tokens.lengths) - 1)
     return tokens
 
 
 def _step(
-    model: "cutaway.models.model.Model", tokens: Tokens, edits: Sequence[Edit], fired: list[int], state: Any, seen: int
+    model: "cutaway.models.model.Model",
+    placed: Sequence[Placed],
+    tokens: Tokens,
+    fired: list[int],
+    state: Any,
+    seen: int,
 ) -> Tensor:
     """Next-token logits [batch d_vocab]; counts which edits fired."""
-    placed = [Placed(edit, tokens, start=seen, strict=False) for edit in edits]
     session = Session(model.module, model.anatomy, placed, [], shape=(len(tokens), tokens.width - seen), start=seen)
     kwargs = model.inputs(tokens, seen, state)
     if "logits_to_keep" in model.accepts:
@@ -82,10 +91,19 @@ def _step(
     return logits
 
 
-def _require_fired(model: "cutaway.models.model.Model", edits: Sequence[Edit], fired: list[int]) -> None:
-    session = Session(model.module, model.anatomy, [Placed(edit, None) for edit in edits], [])
-    session.fired = fired
-    session.check_fired(exactly_once=False)
+def _require_fired(edits: Sequence[Edit], fired: list[int], n_run: int) -> None:
+    """Every edit fired, and every position that it names was among the `n_run` that went through the model."""
+    for edit, count in zip(edits, fired):
+        pos = edit.site.pos
+        wanted = (pos,) if isinstance(pos, int) else pos if isinstance(pos, tuple) else ()
+        missed = [p for p in wanted if p >= n_run]
+        if missed or count == 0:
+            what = f"position {missed[0]} was never reached" if missed else "it never fired"
+            raise EditNeverApplied(
+                f"edit {edit}: {what}; {n_run} positions (0-{n_run - 1}) went through the model, the last token does not: "
+                "generate more tokens, or choose an earlier position",
+                site=str(edit.site),
+            )
 
 
 def _left_padded(tokens: Tokens, pad_id: int) -> Tokens:
@@ -95,31 +113,6 @@ def _left_padded(tokens: Tokens, pad_id: int) -> Tokens:
         return tokens
     moved = from_rows([tokens.row(r) for r in range(len(tokens))], pad="left", pad_id=pad_id, roles=tokens.roles)
     return replace(moved, texts=tokens.texts)
-
-
-def _absolute(edit: Edit, prompt: Tokens) -> Edit:
-    """Negative positions counted from the prompt's end, which must be the same for all rows, made absolute."""
-    pos = edit.site.pos
-    if isinstance(pos, int) and pos < 0:
-        name = f"prompt_{-pos}_from_end"
-        prompt.positions(pos)
-        if name not in prompt.roles:
-            object.__setattr__(prompt, "roles", {**prompt.roles, name: tuple(n + pos for n in prompt.lengths)})
-        return replace(edit, site=replace(edit.site, pos=name))
-    if isinstance(pos, tuple) and any(p < 0 for p in pos):
-        if len(set(prompt.lengths)) > 1:
-            raise UsageError(
-                f"edit {edit}: several positions from the end, in prompts of unequal length; give one position an edit"
-            )
-        return replace(edit, site=replace(edit.site, pos=tuple(p % prompt.lengths[0] for p in pos)))
-    return edit
-
-
-def _later(edit: Edit, prompt: Tokens) -> bool:
-    """The position is (for some row) one that generation has yet to reach: it cannot be checked against the prompt."""
-    pos = edit.site.pos
-    wanted = (pos,) if isinstance(pos, int) else pos if isinstance(pos, tuple) else ()
-    return any(p >= min(prompt.lengths) for p in wanted)
 
 
 def _new_cache(model: "cutaway.models.model.Model") -> Any:

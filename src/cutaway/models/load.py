@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from cutaway.errors import ModelIncomplete, ModelNotFinite, ModelNotFound, UsageError, did_you_mean
 from cutaway.models import audit as auditing
 from cutaway.models.anatomy import Anatomy
-from cutaway.models.model import Model
+from cutaway.models.model import Model, weights
 from cutaway.models.resolve import resolve
 from cutaway.models.taps import watch
 
@@ -62,15 +64,15 @@ def wrap(module: nn.Module, name: str | None = None) -> Model:
 def from_module(module: nn.Module, tokenizer: Any, *, name: str, audit: bool) -> Model:
     """The model of a Hugging Face module: traced, resolved and (when asked) audited."""
     _refuse_nan(module, name)
-    was_training = module.training
-    if was_training:
-        module.eval()
+    training = [part for part in module.modules() if part.training]
+    module.eval()
     try:
         model = Model(module, tokenizer, trace_anatomy(module), name)
         if audit:
             model._anatomy = auditing.audit(model)
     finally:
-        module.train(was_training)
+        for part in training:
+            part.training = True
     return model
 
 
@@ -120,7 +122,9 @@ def _find(name: str) -> str:
         )
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if looks_local:
-        raise ModelNotFound(f"model {name!r}: no such folder", name=name)
+        raise ModelNotFound(
+            f"model {name!r}: no such folder; check the path, it needs config.json and weights", name=name
+        )
     if "/" not in name and did_you_mean(name, embedded_names()).startswith(" Did"):
         raise ModelNotFound(f"model {name!r}: not an embedded model.{did_you_mean(name, embedded_names())}", name=name)
     return name
@@ -134,17 +138,24 @@ def _check_folder(folder: Path) -> None:
         )
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        missing = sorted(
-            {shard for shard in json.loads(index.read_text())["weight_map"].values() if not (folder / shard).exists()}
-        )
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelIncomplete(
+                f"model {folder}: {index.name} is broken ({_first_line(error)}); download it again",
+                missing=[index.name],
+            ) from error
+        missing = sorted(shard for shard in shards if not (folder / shard).exists())
         if missing:
             raise ModelIncomplete(
-                f"model {folder}: {len(missing)} shards of the index are missing ({', '.join(missing[:3])}); the download is incomplete",
+                f"model {folder}: {len(missing)} of {len(shards)} shards of the index are missing "
+                f"({', '.join(missing[:3])}); the download is incomplete: fetch them again",
                 missing=missing,
             )
     elif not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
         raise ModelIncomplete(
-            f"model {folder}: no weights (*.safetensors); the download is incomplete", missing=["model.safetensors"]
+            f"model {folder}: no weights (*.safetensors); the download is incomplete: fetch them again",
+            missing=["model.safetensors"],
         )
 
 
@@ -159,9 +170,10 @@ def _read_module(where: str, name: str, **options: Any) -> nn.Module:
     pinned = {"revision": options["revision"]} if "revision" in options else {}
     try:
         config = AutoConfig.from_pretrained(where, local_files_only=offline, **pinned)
-        module, info = _auto_class(config).from_pretrained(
-            where, local_files_only=offline, output_loading_info=True, **options
-        )
+        with _no_bars():
+            module, info = _auto_class(config).from_pretrained(
+                where, local_files_only=offline, output_loading_info=True, **options
+            )
     except SafetensorError as error:
         raise ModelIncomplete(
             f"model {name!r}: a weight file is broken or half-downloaded ({error}); download it again", missing=[]
@@ -183,6 +195,20 @@ def _read_module(where: str, name: str, **options: Any) -> nn.Module:
             missing=missing,
         )
     return module.to(device) if device is not None else module
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers draws no progress bar while this is open; the user's setting is put back."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _auto_class(config: Any) -> Any:
@@ -223,8 +249,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _refuse_nan(module: nn.Module, name: str) -> None:
-    for key, tensor in module.named_parameters():
-        if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
+    for key, tensor in weights(module):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
             raise ModelNotFinite(
                 f"model {name!r}: {key} holds {count} NaN or infinite numbers; every result would be NaN. Load undamaged weights",

@@ -1,6 +1,8 @@
 """A loaded model: the module, untouched, with its tokenizer and its anatomy. Thin: the work is done by functions that take it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -42,6 +44,7 @@ class Model:
         self.name = name
         self._anatomy = anatomy
         self.accepts = accepted(module.forward)
+        self._digest: tuple[list[tuple[int, int]], str] | None = None
 
     def __repr__(self) -> str:
         a = self._anatomy
@@ -67,8 +70,13 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go: the device of the first parameter."""
-        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        """Where the inputs go: the device of the first parameter, or where accelerate runs it."""
+        first = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        if first.type != "meta":
+            return first
+        hooks = [getattr(m, "_hf_hook", None) for m in self.module.modules()]
+        places = [getattr(hook, "execution_device", None) for hook in hooks]
+        return torch.device(next((place for place in places if place is not None), "cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,16 +88,19 @@ class Model:
         """accelerate moves weights around during a pass; such a pass must not be cut short."""
         return any(hasattr(m, "_hf_hook") for m in self.module.modules())
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """SHA-256 over the names and bytes of all weights and buffers that are saved. Computed once, when first asked for."""
-        return digest(
-            [
-                [name, digest(tensor)]
-                for name, tensor in sorted(self.module.state_dict().items())
-                if isinstance(tensor, Tensor)
-            ]
-        )
+        """SHA-256 over the configuration and the names and bytes of all weights and buffers that are saved.
+
+        Computed when first asked for, and again after weights were replaced or changed in place (changes through
+        `.data` go unnoticed: torch does not count them).
+        """
+        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
+        state = [(id(tensor), tensor._version) for tensor in tensors]
+        if self._digest is None or self._digest[0] != state:
+            content = [[name, digest(tensor)] for name, tensor in sorted(weights(self.module))]
+            self._digest = (state, digest([_configuration(self.module), content]))
+        return self._digest[1]
 
     @cached_property
     def tokenizer_digest(self) -> str | None:
@@ -115,21 +126,27 @@ class Model:
         `roles` names positions: for each name one index a row, counted in the row without padding, BOS included.
         """
         if isinstance(prompts, Tokens):
-            return prompts
+            if roles is not None or bos is not None or mask is not None:
+                raise UsageError("roles=, bos= and mask= belong to prompts; these are encoded already, with their own")
+            return self._known(prompts)
         if isinstance(prompts, Tensor):
-            return self._texts(_from_tensor(prompts, mask, roles, self))
+            return self._texts(self._known(_from_tensor(prompts, mask, roles, self)))
         if isinstance(prompts, str):
             prompts = [prompts]
         rows = [self._ids(p, bos) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
-        if self._anatomy is not None and self._anatomy.d_vocab is not None:
-            bad = next(
-                ((r, i) for r, row in enumerate(rows) for i in row if not 0 <= i < (self._anatomy.d_vocab or 0)), None
+        return self._texts(self._known(from_rows(rows, pad=pad, pad_id=self.pad_id, roles=roles)))
+
+    def _known(self, tokens: Tokens) -> Tokens:
+        """The same rows, or UsageError for an id that is not in the vocabulary."""
+        n = self._anatomy.d_vocab if self._anatomy is not None else None
+        bad = (tokens.mask & ((tokens.ids < 0) | (tokens.ids >= n))).nonzero() if n is not None else []
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise UsageError(
+                f"token id {int(tokens.ids[row, column])} in row {row}: this model has {n} tokens (0-{n - 1}); "
+                "encode with the tokenizer that belongs to it"
             )
-            if bad:
-                raise UsageError(
-                    f"token id {bad[1]} in row {bad[0]}: this model has {self._anatomy.d_vocab} tokens (0-{self._anatomy.d_vocab - 1})"
-                )
-        return self._texts(from_rows(rows, pad=pad, pad_id=self.pad_id, roles=roles))
+        return tokens
 
     @property
     def pad_id(self) -> int:
@@ -297,3 +314,24 @@ def _refuse_hidden_padding(ids: Tensor, model: Model) -> None:
             f"row {row} begins or ends with the padding id {pad}, and no mask was given: padding would be read as text; pass mask=, or lists of ids",
             row=row,
         )
+
+
+def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of all weights and buffers that are saved, also of those that accelerate keeps elsewhere."""
+    for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            continue
+        if tensor.device.type == "meta":
+            path, _, leaf = name.rpartition(".")
+            tensor = module.get_submodule(path)._hf_hook.weights_map[leaf]  # type: ignore[union-attr]
+        yield name, tensor
+
+
+def _configuration(module: nn.Module) -> Any:
+    """The configuration as JSON, without what does not change results (where from, which version, which kernel)."""
+    config = getattr(module, "config", None)
+    if not hasattr(config, "to_json_string"):
+        return None
+    left_out = ("_name_or_path", "transformers_version", "dtype", "_attn_implementation", "architectures", "use_cache")
+    found = json.loads(config.to_json_string(use_diff=False))  # type: ignore[union-attr]
+    return {key: value for key, value in found.items() if key not in left_out and not key.startswith("output_")}

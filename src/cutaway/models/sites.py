@@ -261,10 +261,11 @@ class Site:
         body, _, pos = body.partition("@")
         site = _parse_body(body, text)
         if pos:
-            site = site.at(
-                [int(p) for p in pos.split(",")] if "," in pos else int(pos) if re.fullmatch(r"-?\d+", pos) else pos
-            )
-        return site.rows(int(r) for r in rows.split(",")) if rows else site
+            site = site.at(_selection(pos, text) if re.match(r"-?\d", pos) else pos)
+        if rows:
+            chosen = _selection(rows, text)
+            site = site.rows((chosen,) if isinstance(chosen, int) else chosen)
+        return site
 
 
 def _numbers(value: int | tuple[int, ...]) -> str:
@@ -273,8 +274,12 @@ def _numbers(value: int | tuple[int, ...]) -> str:
     return ",".join(map(str, value)) + ("," if len(value) == 1 else "")
 
 
-def _unit(text: str) -> int | tuple[int, ...]:
-    return tuple(int(u) for u in text.split(",") if u) if "," in text else int(text)
+def _selection(numbers: str, text: str) -> int | tuple[int, ...]:
+    """'3' is one index, '3,5' several, '3,' a list of one."""
+    if not re.fullmatch(r"-?\d+(,-?\d+)*,?", numbers):
+        raise UnknownSite(f"site {text!r}: {numbers!r} is no list of numbers; write '3', '3,5' or '3,'", site=text)
+    found = tuple(int(number) for number in numbers.split(",") if number)
+    return found if "," in numbers else found[0]
 
 
 def _parse_body(body: str, text: str) -> Site:
@@ -298,7 +303,7 @@ def _parse_body(body: str, text: str) -> Site:
     site = Site(match["kind"], int(match["layer"]) if match["layer"] else None)
     if not match["letter"]:
         return site
-    return (site.neuron if match["letter"] == "n" else site.head)(_unit(match["unit"]))
+    return (site.neuron if match["letter"] == "n" else site.head)(_selection(match["unit"], text))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +59,7 @@ class Session:
         self.reads = [site.base for site in dict.fromkeys(reads)]
         self.values: dict[Site, Tensor] = {}
         self.fired = [0] * len(self.edits)
+        self.stored = dict.fromkeys(self.reads, 0)
         self._layer_of: dict[int, int] = {}
         self._block_input: dict[int, Tensor] = {}
         self._stack = ExitStack()
@@ -79,16 +79,32 @@ class Session:
         return kind is not None and issubclass(kind, Stop)
 
     def check_fired(self, *, exactly_once: bool = True) -> None:
-        """Raise EditNeverApplied for an edit that did not fire, EngineError for one that fired more often than once."""
+        """Refuse a pass in which an edit never fired (EditNeverApplied), a site to be read was never reached
+        (SiteUnavailable), or either happened more often than once (EngineError)."""
+        for site, count in self.stored.items():
+            if count == 0:
+                raise SiteUnavailable(
+                    f"site {site}: it never ran in this pass, so there is nothing to read; read a module that runs",
+                    site=str(site),
+                    reason="never ran",
+                )
+            if count > 1:
+                raise EngineError(
+                    f"site {site}: it ran {count} times in one pass, so that one value would hide the others; "
+                    "read a module around it that runs once",
+                    site=str(site),
+                )
         for placed, count in zip(self.edits, self.fired):
             if count == 0:
                 raise EditNeverApplied(
-                    f"edit {placed.edit}: it never fired in this run, so the result would be that of no edit; does the run reach this site and position?",
+                    f"edit {placed.edit}: it never fired in this run, so the result would be that of no edit; "
+                    "choose a site and a position that the run reaches",
                     site=str(placed.site),
                 )
             if exactly_once and count > 1:
                 raise EngineError(
-                    f"edit {placed.edit}: its module ran {count} times in one forward pass; address one use by module path",
+                    f"edit {placed.edit}: its module ran {count} times in one forward pass; "
+                    "edit a module around it that runs once",
                     site=str(placed.site),
                 )
 
@@ -105,8 +121,8 @@ class Session:
         for path, port in points:
             self._hook(path, port)
         if self.anatomy is not None and needs_attention([p.site for p in self.edits] + self.reads):
-            self._stack.enter_context(switched(self.root, self.anatomy))
-            modules = {name: module for name, module in self.root.named_modules()}
+            self._stack.enter_context(switched(self.root))
+            modules = dict(self.root.named_modules())
             self._layer_of = {
                 id(modules[layer.attention]): i for i, layer in enumerate(self.anatomy.layers) if layer.attention
             }
@@ -143,17 +159,18 @@ class Session:
             new = self._visit(value, at, reads, mids)
             return None if new is value else put(new)
 
-        def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        def post(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
             if attention.active.get() is not self:
                 return None
             put, value = _first_output(output, path)
             new = self._visit(value, at, reads, mids)
             return None if new is value else put(new)
 
+        # an edit comes before the hooks of others, which then see it (a recorder of hidden states is one)
         if port == "input":
             handle = module.register_forward_pre_hook(pre, with_kwargs=True, prepend=bool(at))
         else:
-            handle = module.register_forward_hook(post, with_kwargs=True, prepend=bool(at))
+            handle = module.register_forward_hook(post, prepend=bool(at))
         self._stack.callback(handle.remove)
 
     def _edits_here(self, site: Site, path: str, port: str) -> bool:
@@ -198,11 +215,7 @@ class Session:
         for i in edits:
             placed = self.edits[i] if self.edits[i].start == start else replace(self.edits[i], start=start)
             fresh = out.clone() if out is value else out
-            mid = placed.site.kind == "resid_mid" and bool(self._mid_points(placed.site))
-            if mid:
-                done = self._edit_mid(placed, fresh)
-            else:
-                done = placed.apply(fresh)
+            done = self._edit_mid(placed, fresh) if self._mid_points(placed.site) else placed.apply(fresh)
             if done:
                 self.fired[i] += 1
                 out = fresh
@@ -239,6 +252,7 @@ class Session:
         return layer is not None and any(site.kind in kinds and site.layer == layer for site in wanted)
 
     def _store(self, site: Site, value: Tensor) -> None:
+        self.stored[site] += 1
         self.values[site] = value if self.keep_graph else value.detach().clone(memory_format=torch.contiguous_format)
 
     def _maybe_stop(self) -> None:
@@ -284,56 +298,64 @@ def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterato
 # -- the attention setting, shared by all sessions of a model
 
 _lock = threading.Lock()
-_users: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
-"""For each model with an open attention session: how many there are, and the settings to put back after the last."""
+_settings: dict[int, "_Setting"] = {}
+"""For each config (by its id) whose attention is switched: who uses it, and what to put back after the last of them."""
+
+
+@dataclass
+class _Setting:
+    config: Any
+    before: str | None
+    users: int = 0
 
 
 @contextmanager
-def switched(root: nn.Module, anatomy: Anatomy) -> Iterator[None]:
-    """The model's attention runs through our function while this is open; what was set before is put back."""
+def switched(root: nn.Module) -> Iterator[None]:
+    """The model's attention runs through our function while this is open; what was set before is put back.
+
+    Counted by config, because the setting lives there: models may share one, and sessions may overlap.
+    """
+    found = [getattr(module, "config", None) for module in root.modules()]
+    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation_internal")}
     with _lock:
-        entry = _users.setdefault(root, [0, []])
-        if entry[0] == 0:
-            entry[1] = _switch(root, anatomy)
-        entry[0] += 1
+        for key, config in configs.items():
+            setting = _settings.setdefault(key, _Setting(config, config._attn_implementation_internal))
+            setting.users += 1
+            config._attn_implementation_internal = attention.register(setting.before or "eager")
     try:
         yield
     finally:
         with _lock:
-            entry[0] -= 1
-            if entry[0] == 0:
-                for config, name in entry[1]:
-                    config._attn_implementation_internal = name
-                del _users[root]
+            for key, config in configs.items():
+                _settings[key].users -= 1
+                if _settings[key].users == 0:
+                    config._attn_implementation_internal = _settings.pop(key).before
 
 
-def _switch(root: nn.Module, anatomy: Anatomy | None) -> list[tuple[Any, str]]:
-    paths = [layer.attention for layer in anatomy.layers if layer.attention] if anatomy else []
-    owners = [root.get_submodule(path) for path in paths] + [m for m in root.modules() if hasattr(m, "config")]
-    configs = {
-        id(m.config): m.config for m in owners if hasattr(getattr(m, "config", None), "_attn_implementation_internal")
-    }
-    before = []
-    for config in configs.values():
-        name = config._attn_implementation_internal or "eager"
-        if name.startswith(attention.PREFIX):
-            continue
-        before.append((config, config._attn_implementation_internal))
-        config._attn_implementation_internal = attention.register(name)
-    return before
+# -- hooks of others
+
+
+def others_hook(root: nn.Module) -> str | None:
+    """The path of a module with a forward hook that is neither ours nor transformers' nor accelerate's; None without."""
+    known = ("cutaway", "transformers", "accelerate")
+    for path, module in root.named_modules():
+        for hook in [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]:
+            owner = getattr(hook, "__module__", None) or type(hook).__module__
+            if owner.partition(".")[0] not in known:
+                return path or type(root).__name__
+    return None
 
 
 # -- the first tensor of a call
 
 
 def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> tuple[Callable[[Tensor], Any], Tensor]:
-    for i, item in enumerate(args):
-        if isinstance(item, Tensor):
-            return (lambda new: ((*args[:i], new, *args[i + 1 :]), kwargs)), item
-    names = ["hidden_states", *kwargs]
-    for name in names:
-        if isinstance(kwargs.get(name), Tensor):
-            return (lambda new: (args, {**kwargs, name: new})), kwargs[name]
+    i = next((i for i, item in enumerate(args) if isinstance(item, Tensor)), None)
+    if i is not None:
+        return (lambda new: ((*args[:i], new, *args[i + 1 :]), kwargs)), args[i]
+    name = next((name for name in ["hidden_states", *kwargs] if isinstance(kwargs.get(name), Tensor)), None)
+    if name is not None:
+        return (lambda new: (args, {**kwargs, name: new})), kwargs[name]
     raise SiteUnavailable(f"module {path!r}: it was called without a tensor", reason="no tensor input")
 
 
@@ -343,13 +365,13 @@ def _first_output(output: Any, path: str) -> tuple[Callable[[Tensor], Any], Tens
     if isinstance(getattr(output, "logits", None), Tensor):
         return (lambda new: _with_logits(output, new)), output.logits
     if isinstance(output, tuple | list):
-        for i, item in enumerate(output):
-            if isinstance(item, Tensor):
-                return (lambda new: type(output)([*output[:i], new, *output[i + 1 :]])), item
+        i = next((i for i, item in enumerate(output) if isinstance(item, Tensor)), None)
+        if i is not None:
+            return (lambda new: type(output)([*output[:i], new, *output[i + 1 :]])), output[i]
     if hasattr(output, "values"):
-        for name, item in output.items():
-            if isinstance(item, Tensor):
-                return (lambda new: type(output)(**{**output, name: new})), item
+        name = next((name for name, item in output.items() if isinstance(item, Tensor)), None)
+        if name is not None:
+            return (lambda new: type(output)(**{**output, name: new})), output[name]
     raise SiteUnavailable(
         f"module {path!r}: its output {type(output).__name__} holds no tensor", reason="no tensor output"
     )
@@ -371,11 +393,11 @@ class _Watch:
         self.paths = {id(module): name for name, module in root.named_modules()}
         self.trace = trace
 
-    def at(self, module: nn.Module, kind: str, value: Tensor, q_len: int) -> Tensor:
+    def at(self, module: nn.Module, kind: str, value: Tensor, q_len: int) -> Tensor:  # noqa: ARG002 - the interface
         self.trace.attention.setdefault(self.paths[id(module)], {})[kind] = value.detach().clone()
         return value
 
-    def wants(self, module: nn.Module, *kinds: str) -> bool:
+    def wants(self, module: nn.Module, *kinds: str) -> bool:  # noqa: ARG002 - the interface
         return bool({"q", "k", "v", "z"} & set(kinds))
 
 
@@ -387,22 +409,12 @@ def watch(root: nn.Module, run: Callable[[], Any], *, with_attention: bool) -> T
         for path, module in root.named_modules():
             _watch_module(path, module, trace, clock, stack)
         if with_attention:
-            stack.enter_context(_switched_all(root))
+            stack.enter_context(switched(root))
             token = attention.active.set(_Watch(root, trace))
             stack.callback(attention.active.reset, token)
         with torch.no_grad():
             run()
     return trace
-
-
-@contextmanager
-def _switched_all(root: nn.Module) -> Iterator[None]:
-    before = _switch(root, None)
-    try:
-        yield
-    finally:
-        for config, name in before:
-            config._attn_implementation_internal = name
 
 
 def _watch_module(path: str, module: nn.Module, trace: Trace, clock: Iterator[int], stack: ExitStack) -> None:
@@ -417,7 +429,7 @@ def _watch_module(path: str, module: nn.Module, trace: Trace, clock: Iterator[in
         open_calls.append(call)
         trace.calls.append(call)
 
-    def post(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def post(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         call = open_calls.pop()
         call.end = next(clock)
         call.tuple_output = isinstance(output, tuple | list)
@@ -427,4 +439,4 @@ def _watch_module(path: str, module: nn.Module, trace: Trace, clock: Iterator[in
             call.output = None
 
     stack.callback(module.register_forward_pre_hook(pre, with_kwargs=True).remove)
-    stack.callback(module.register_forward_hook(post, with_kwargs=True).remove)
+    stack.callback(module.register_forward_hook(post).remove)

@@ -15,6 +15,9 @@ from cutaway.artifacts import digest
 from cutaway.errors import OutOfRange, UsageError, did_you_mean
 from cutaway.models.sites import Position, Where
 
+NOT_YET = -(10**9)
+"""A position, and a column, that lies in no row."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
@@ -101,9 +104,12 @@ class Tokens:
         """All rows, `times` times over."""
         return self.take(list(range(len(self))) * times)
 
-    def positions(self, pos: Position, *, strict: bool = True) -> list[list[int]]:
-        """For each row the selected positions (unpadded). Raises OutOfRange (unless not strict: then such a position is
-        kept as a large negative number, which is no column), or UsageError for an unknown role."""
+    def positions(self, pos: Position, *, ends: Sequence[int] | None = None) -> list[list[int]]:
+        """For each row the selected positions (unpadded). Raises OutOfRange, or UsageError for an unknown role.
+
+        While generating, `ends` are the lengths of the prompts: negative positions count from there, and a position
+        that the row does not have yet becomes NOT_YET.
+        """
         if pos is None:
             return [list(range(n)) for n in self.lengths]
         if isinstance(pos, str):
@@ -120,21 +126,22 @@ class Tokens:
                 )
             return [[p for p, text in enumerate(texts) if pos.predicate(text)] for texts in self.texts]
         wanted = (pos,) if isinstance(pos, int) else pos
-        if not strict:
-            return [[p if 0 <= p < length else -(10**9) for p in wanted] for length in self.lengths]
-        for row, length in enumerate(self.lengths):
+        for row, length in enumerate(ends or self.lengths):
             for p in wanted:
-                if not -length <= p < length:
+                if p < -length or (p >= length and ends is None):
                     raise OutOfRange(
                         f"position {p}: row {row} has {length} tokens (0-{length - 1}, or -1 to -{length})",
                         position=p,
                         row=row,
                     )
-        return [[p % length for p in wanted] for length in self.lengths]
+        if ends is None:
+            return [[p % length for p in wanted] for length in self.lengths]
+        rows = zip(self.lengths, ends)
+        return [[p + end if p < 0 else p if p < length else NOT_YET for p in wanted] for length, end in rows]
 
-    def columns(self, pos: Position, *, strict: bool = True) -> list[list[int]]:
-        """For each row the columns of the selected positions."""
-        return [[p + offset for p in found] for found, offset in zip(self.positions(pos, strict=strict), self.offsets)]
+    def columns(self, pos: Position, *, ends: Sequence[int] | None = None) -> list[list[int]]:
+        """For each row the columns of the selected positions; as in `positions`."""
+        return [[p + offset for p in found] for found, offset in zip(self.positions(pos, ends=ends), self.offsets)]
 
 
 def from_rows(

@@ -22,7 +22,7 @@ def truth(name: str) -> Truth:
     Raises UnknownName, with the nearest name.
 
     >>> truth("induction-2l").heads("previous_token")
-    ('z.0.h2',)
+    ('z.0.h3',)
     """
     return catalogue.card(name).truth
 

@@ -320,6 +320,8 @@ def write(model: Any, recipe: Recipe, folder: Path, *, rows: int = N_EVALUATION)
     )
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
     files = {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file.name != "card.json"}
     card = _card(model, recipe, truth, accuracy, files)
     write_json(folder / "card.json", card.model_dump(mode="json"))

@@ -232,7 +232,7 @@ from dataclasses import replace
 from cutaway import patching, tasks
 
 task = tasks.get("induction", model, n=12)
-same = replace(task, pairs=[replace(pair, corrupt=pair.clean) for pair in task.pairs])
+same = replace(task, pairs=tuple(replace(pair, corrupt=pair.clean) for pair in task.pairs))
 patching.sweep(model, same, ["z.1"], positions=["end"]).share()
 """,
     ),

@@ -14,11 +14,9 @@ from tests.claims.records import prediction, result
 SUBJECT = ("z.1.h3",)
 
 
-def note(
-    made: Prediction, edited: np.ndarray, *, n_clusters: int = 12, size: int = 2, planted: float = 0.0
-) -> dict[str, Any]:
+def note(made: Prediction, edited: np.ndarray, *, n_clusters: int = 12, size: int = 2) -> dict[str, Any]:
     n = len(edited)
-    cells = {made.positive(): np.full(n, planted), made.cell(SUBJECT): edited}
+    cells = {made.positive(): np.zeros(n), made.cell(SUBJECT): edited}
     base = {"clean": np.ones(n), "corrupt": -np.ones(n)}
     found = Measured(tuple(f"p{i}" for i in range(n)), tuple(f"c{i // size}" for i in range(n)), base, cells, {})
     return forecast(

@@ -144,7 +144,8 @@ def test_a_changed_plan_is_invalid() -> None:
 
 def test_an_exploratory_claim_is_never_supported() -> None:
     seen = {"seen_before": ["f" * 64]}
-    assert verdict(result(prediction(wavy(1.2), WEAK), **seen))["verdict"] == "inconclusive"
+    found = verdict(result(prediction(wavy(1.2), WEAK), **seen))
+    assert (found["verdict"], "no plan has opened" in found["would_change"]) == ("inconclusive", True)
     assert verdict(result(prediction(wavy(0.0), WEAK), **seen))["verdict"] == "refuted"
 
 

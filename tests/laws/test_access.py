@@ -29,11 +29,11 @@ def editable(model: Model) -> list[Site]:
 def test_logits_are_hugging_faces_bit_for_bit(family, attention):
     model = loaded(family, attention)
     tokens = model.encode(rows())
-    with torch.no_grad():
-        wanted = model.module(tokens.ids).logits
+    with torch.no_grad():  # without a cache: filling one copies keys, and GPT-2's eager kernel then rounds otherwise
+        wanted = model.module(tokens.ids, **({} if family == "bert" else {"use_cache": False})).logits
     assert wanted.std() > 0.1
     assert torch.equal(model.run(tokens).logits, wanted)
-    assert torch.equal(model.run(tokens, reads=[sites.q[1], sites.z[0], sites.resid_mid[2]][: 3 - (family == "gpt_neox")]).logits, wanted)
+    assert torch.equal(model.run(tokens, reads=["q.1", "z.0", "v.2", "resid_post.1", "mlp_out.0"]).logits, wanted)
     at_end = model.run(tokens, logits="end").logits[:, 0]
     assert relative(at_end, wanted[:, -1]) < TOLERANCE
 
@@ -91,8 +91,8 @@ def test_a_padded_row_equals_the_row_alone(family, pad):
                 whole = together.activations[site][row]
                 mine = whole[:, span, span] if site.kind == "pattern" else whole[span]
                 assert relative(mine, value[0]) < TOLERANCE, site
-            ends = [together.activations[s.at(-1)][row] for s in alone.activations if s.kind != "pattern"]
-            assert all(relative(a, v[0, -1]) < TOLERANCE for a, v in zip(ends, [v for s, v in alone.activations.items() if s.kind != "pattern"]))
+                last = together.activations[site.at(-1)][row]
+                assert site.kind == "pattern" or relative(last, value[0, -1]) < TOLERANCE, site
 
 
 # -- edits against plain hooks
@@ -105,7 +105,10 @@ OPS: dict[str, tuple[Callable[[Site], Edit], Callable[[Tensor], Tensor]]] = {
     "scale": (lambda s: s.scale(-0.5), lambda x: x * -0.5),
     "clamp": (lambda s: s.clamp(-0.1, 0.2), lambda x: x.clamp(-0.1, 0.2)),
     "low": (lambda s: s.clamp(low=0.0), lambda x: x.clamp(min=0.0)),
-    "project": (lambda s: s.project_out(vector()), lambda x: x - (x @ vector())[..., None] * vector() / vector() @ torch.eye(32) if False else x - ((x @ vector()) / vector().square().sum())[..., None] * vector()),
+    "project": (
+        lambda s: s.project_out(vector()),
+        lambda x: x - ((x @ vector()) / vector().square().sum())[..., None] * vector(),
+    ),
     "apply": (lambda s: s.apply(lambda x: x.flip(-1)), lambda x: x.flip(-1)),
 }
 

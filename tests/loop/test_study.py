@@ -1,5 +1,6 @@
 """The main job on the embedded model: the known heads come back supported, a decoy refuted, and the evidence holds."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -74,7 +75,8 @@ def test_a_moved_number_is_found(finished, tmp_path, monkeypatch):
     """The comparison can fail: a study that comes out otherwise is reported value by value."""
     result, _ = finished
     changed = result.report.model_copy(update={"sentence": "Something else."})
-    monkeypatch.setattr("cutaway.loop.repeat.study", lambda *a, **k: type(result)(tmp_path, changed, {}, True))
+    room = importlib.import_module("cutaway.loop.repeat")
+    monkeypatch.setattr(room, "study", lambda *a, **k: type(result)(tmp_path, changed, {}, True))
     again = cutaway.repeat(result.folder)
     assert again.moved == {"sentence": (result.report.sentence, "Something else.")}
     assert again.largest == float("inf")

@@ -291,8 +291,8 @@ class Specific(Prediction):
         assert self.at_most is not None
         text = f"the mean KL on neutral prompts when the subject is ablated ({_words(self.ablation)})"
         if self.unit == "gap":
-            text = f"the share of what another prompt changes (KL), on neutral prompts, when the subject is ablated ({_words(self.ablation)})"
-            return Estimand(text, "of the KL to another prompt", "ratio", "at_most", float(self.at_most), "none")
+            unit = "of the KL to another prompt"
+            return Estimand(text, unit, "ratio", "at_most", float(self.at_most), "none")
         return Estimand(text, "nat", "skewed", "at_most", float(self.at_most), "none")
 
     def cell(self, sites: tuple[str, ...]) -> Cell:

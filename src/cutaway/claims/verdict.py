@@ -64,6 +64,8 @@ def verdict(result: Record) -> dict[str, Any]:
     checks = [check for part in found for check in part["checks"]]
     deciding = [part for part in found if part["verdict"] == name] or found
     change = " ".join(f"{part['name']}: {part['would_change']}" for part in deciding)
+    if name == "inconclusive" and all(part["verdict"] == "supported" for part in found):
+        change = "The same claim on data that no plan has opened yet, registered beforehand."
     return {"verdict": name, "reason": reason, "would_change": change, "checks": checks, "predictions": found}
 
 

@@ -35,7 +35,7 @@ def random_model(sizes: dict[str, int]) -> Model:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    return load(GPT2LMHeadModel(GPT2Config(**sizes)).eval())
+    return load(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval())
 
 
 def hooks(module: nn.Module) -> list[tuple[str, int]]:

@@ -50,7 +50,7 @@ def page() -> str:
 
 def message(kind: type[CutawayError], example: str, scene: dict[str, Any]) -> str:
     """The message that `example` raises; one that raises something else, or nothing, is a mistake of this page."""
-    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+    with tempfile.TemporaryDirectory() as folder, chdir(folder), torch.random.fork_rng(devices=[]):
         try:
             exec(example, dict(scene))
         except CutawayError as error:
@@ -259,7 +259,7 @@ load_tensors(Path("effects.safetensors"))
         """
 from cutaway.claims import Necessary
 
-Necessary(at_least=0)
+Necessary(at_least=0.0)
 """,
     ),
     "TooFewClusters": Row(

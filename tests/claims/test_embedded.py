@@ -23,7 +23,7 @@ def known() -> tuple[Model, Task, zoo.Truth]:
     return model, induction(model, n=192), zoo.truth(NAME)
 
 
-def tested(
+def claimed(
     subject: tuple[str, ...], predictions: tuple[Prediction, ...], exclude: tuple[str, ...], folder: Path
 ) -> ClaimResult:
     model, task, _ = known()
@@ -40,7 +40,7 @@ def test_the_induction_heads_are_supported(tmp_path: Path) -> None:
     truth = known()[2]
     subject = at(truth.heads("induction"), "end")
     wanted = (Necessary(0.3), Sufficient(0.3), Mediates(0.3))
-    found = tested(subject, wanted, truth.heads("previous_token"), tmp_path)
+    found = claimed(subject, wanted, truth.heads("previous_token"), tmp_path)
     assert found.verdict == "supported", found.reason
 
 
@@ -48,7 +48,7 @@ def test_the_previous_token_heads_are_supported(tmp_path: Path) -> None:
     """Necessary, though not sufficient: what they write at the successor is the same in both rows of a pair."""
     truth = known()[2]
     subject = at(truth.heads("previous_token"), "successor")
-    found = tested(subject, (Necessary(0.3),), truth.heads("induction"), tmp_path)
+    found = claimed(subject, (Necessary(0.3),), truth.heads("induction"), tmp_path)
     assert found.verdict == "supported", found.reason
 
 
@@ -57,14 +57,13 @@ def test_the_decoy_is_refuted(prediction: Prediction, tmp_path: Path) -> None:
     truth = known()[2]
     decoys = truth.heads("decoy")
     assert decoys
-    found = tested(at(decoys[:1], "end"), (prediction,), (), tmp_path)
+    found = claimed(at(decoys[:1], "end"), (prediction,), (), tmp_path)
     assert found.verdict == "refuted", found.reason
 
 
-def test_a_head_that_does_all_the_work_is_not_free_of_side_effects_everywhere(tmp_path: Path) -> None:
-    """Specific comes out decided either way: the decoy leaves neutral text alone."""
+def test_the_decoy_leaves_neutral_prompts_alone(tmp_path: Path) -> None:
     truth = known()[2]
-    found = tested(at(truth.heads("decoy")[:1], "end"), (Specific(0.05),), (), tmp_path)
+    found = claimed(at(truth.heads("decoy")[:1], "end"), (Specific(0.05),), (), tmp_path)
     assert found.verdict == "supported", found.reason
 
 

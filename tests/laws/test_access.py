@@ -24,8 +24,10 @@ def editable(model: Model) -> list[Site]:
 # -- reads
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [(f, a) for f in FAMILIES for a in ("sdpa", "eager") if (f, a) != ("gemma2", "sdpa")],  # its soft cap is eager's
+)
 def test_logits_are_hugging_faces_bit_for_bit(family, attention):
     model = loaded(family, attention)
     tokens = model.encode(rows())

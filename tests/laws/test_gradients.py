@@ -6,7 +6,7 @@ import torch
 import cutaway
 from cutaway import sites
 from cutaway.errors import ModelInTraining, UsageError
-from cutaway.models import Site
+from cutaway.models import Model, Site
 from tests.families import FAMILIES, tiny
 from tests.models.samples import hooked, loaded, part, relative, rows, vector
 
@@ -42,9 +42,10 @@ def test_equal_to_autograd_by_hand(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equal_to_finite_differences_at_every_site(family):
-    model = cutaway.load(tiny(family).double())
+    changes = {"experts_implementation": "eager"} if family == "mixtral" else {}  # the fused experts take no float64
+    model = Model(tiny(family, **changes).double(), None, loaded(family).anatomy, family)
     tokens = model.encode(rows((5, 5)))
-    wanted = kinds(model)
+    wanted = [s for s in kinds(model) if s.layer in (None, 1)]
     found = model.grad(tokens, metric, wanted)
     total = 0.0
     for site in wanted:

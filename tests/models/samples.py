@@ -18,15 +18,15 @@ from tests.families import D_VOCAB, tiny
 
 
 @cache
-def loaded(family: str, attention: str = "sdpa") -> Model:
-    """One model for all tests that leave it as it is."""
-    return cutaway.load(tiny(family, attn_implementation=attention))
+def loaded(family: str, attention: str = "") -> Model:
+    """One model for all tests that leave it as it is; its attention is the family's own choice when none is named."""
+    return cutaway.load(tiny(family, **({"attn_implementation": attention} if attention else {})))
 
 
 @cache
 def spoken(family: str) -> Model:
     """The same, with a tokenizer: token 7 is the word 't7'."""
-    return cutaway.load(tiny(family), tokenizer())
+    return Model(loaded(family).module, tokenizer(), loaded(family).anatomy, family)
 
 
 def tokenizer(bos: bool = True) -> Any:

@@ -26,7 +26,7 @@ def gpt2() -> Model:
 def test_exact_where_the_model_is_linear(mode: str) -> None:
     """Parallel blocks without a final norm: the last block's heads, neurons and MLP reach the logits linearly."""
     module = tiny("gpt_neox")
-    module.gpt_neox.final_layer_norm = nn.Identity()
+    module.gpt_neox.final_layer_norm = nn.Identity().eval()
     model = load(module, audit=False)
     batch = token_batch(model, lengths=(7, 5))
     wanted = [*model.body.expand(sites.z[2:].heads()), sites.mlp_out[2], sites.mlp_act[2].neuron(7)]

@@ -18,7 +18,7 @@ from cutaway.claims.prediction import Cell, Side, Values
 from cutaway.engine import Run
 from cutaway.errors import ClaimError
 from cutaway.models import Edit, Model, RunResult, Site
-from cutaway.patching.ablate import _edits as removals
+from cutaway.patching.ablate import removals
 from cutaway.patching.measure import encode, only, other, required, side
 from cutaway.tasks import Batch, Task
 

@@ -20,6 +20,7 @@ from cutaway.loop import figures
 from cutaway.loop.confirm import Tested
 from cutaway.loop.identify import Behavior, Candidate, Findings
 from cutaway.loop.options import Options
+from cutaway.loop.propose import SIDE_EFFECT, breakable
 from cutaway.models import Model, Site
 from cutaway.models.audit import table as audit_table
 from cutaway.report import StudyReport, claim_card, schema
@@ -47,8 +48,6 @@ class Evidence:
     findings: Findings
     chosen: tuple[Candidate, ...]
     tested: tuple[Tested, ...]
-    notes: tuple[str, ...]
-    """What could not be tested, and why."""
     options: Options
 
 
@@ -61,7 +60,6 @@ def report_of(found: Evidence, seconds: float) -> StudyReport:
         claim_card(t.proposal.name, t.result.record, artifact=f"claim-{i}.json", texts=texts)
         for i, t in enumerate(found.tested)
     )
-    none = () if found.chosen else ("No single head or MLP reached a tenth of the gap, so no claim was made.",)
     return StudyReport(
         title=f"{task.name} in {Path(model.name).name}",
         sentence=sentence(found.tested, task.name),
@@ -78,9 +76,21 @@ def report_of(found: Evidence, seconds: float) -> StudyReport:
         claims=tuple(cards),
         plan=_cost(model, found.shown, findings, seconds),
         rerun=schema.Rerun(command=command, python=python, note=RERUN_NOTE),
-        limits=(*LIMITS, *found.notes, *none),
+        limits=(*LIMITS, *notes(found)),
         environment=environment(model, found.options.seed),
     )
+
+
+def notes(found: Evidence) -> list[str]:
+    """What could not be claimed, and why."""
+    if not found.chosen:
+        return ["No single head or MLP reached a tenth of the gap, so no claim was made."]
+    if not breakable(found.findings):
+        return [
+            f"Side effects were not tested: exchanging a whole neutral prompt moves the model's prediction by only "
+            f"{found.findings.neutral:.2g} nat, so a bound of {SIDE_EFFECT:g} nat could not have failed."
+        ]
+    return []
 
 
 def artifacts_of(found: Evidence) -> dict[str, bytes]:

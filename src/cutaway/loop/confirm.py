@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cutaway.claims import ClaimResult, FrozenClaim, Ledger
-from cutaway.errors import ClaimChanged, ClaimError
+from cutaway.errors import ClaimChanged
 from cutaway.loop.propose import Proposal
 from cutaway.loop.steps import Steps
 from cutaway.models import Model
@@ -24,33 +24,20 @@ class Tested:
 
 def confirm(
     model: Model, task: Task, proposals: list[Proposal], ledger: Ledger, *, search: int, steps: Steps
-) -> tuple[list[Tested], list[str]]:
-    """All claims with their results, and notes on claims that could not be tested. What has a result keeps it."""
-    frozen, notes = _frozen(model, task, proposals, ledger, search, steps)
+) -> list[Tested]:
+    """All claims with their results. What the ledger has a result for keeps it."""
+    frozen = []
+    for i, proposal in enumerate(proposals):
+        steps.progress(i, len(proposals), "claims frozen")
+        frozen.append((proposal, proposal.claim.freeze(model, task, search=search, ledger=ledger)))
+    steps.progress(1, 1, "claims frozen")
     tested = []
     for proposal, plan in frozen:
         label = f"confirm: {proposal.name}"
         tested.append(Tested(proposal, _result(plan, model, task, ledger, label, steps)))
         steps.progress(1, 1, label)
         steps.kept.append(label)
-    return tested, notes
-
-
-def _frozen(
-    model: Model, task: Task, proposals: list[Proposal], ledger: Ledger, search: int, steps: Steps
-) -> tuple[list[tuple[Proposal, FrozenClaim]], list[str]]:
-    """Register every claim before any is tested. A side-effect claim that nothing could break is noted instead."""
-    found, notes = [], []
-    for i, proposal in enumerate(proposals):
-        steps.progress(i, len(proposals), "claims frozen")
-        try:
-            found.append((proposal, proposal.claim.freeze(model, task, search=search, ledger=ledger)))
-        except ClaimError as error:
-            if proposal.role != "side effects":
-                raise
-            notes.append(f"No claim on side effects was made. {error}.")
-    steps.progress(1, 1, "claims frozen")
-    return found, notes
+    return tested
 
 
 def _result(plan: FrozenClaim, model: Model, task: Task, ledger: Ledger, label: str, steps: Steps) -> ClaimResult:

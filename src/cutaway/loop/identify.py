@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cutaway import engine, lenses, patching
+from cutaway.claims import Specific
 from cutaway.engine import Run
 from cutaway.errors import Misaligned
 from cutaway.lenses import HeadScores, LogitLens
@@ -46,6 +47,9 @@ class Findings:
 
     ablation: str
     """What ablated parts were set to: `resample`, or `mean` where some prompt has no partner of its length."""
+
+    neutral: float
+    """Mean KL (nat) that exchanging a whole neutral prompt for another makes: the most that a side effect can be."""
 
     @property
     def search(self) -> int:
@@ -92,8 +96,8 @@ def ablation_for(model: Model, task: Task, seed: int) -> str:
     return "resample"
 
 
-def identify(model: Model, batch: Batch, steps: Steps, *, ablation: str, seed: int) -> Findings:
-    """All measurements on the explore split, each a step of its own."""
+def identify(model: Model, task: Task, batch: Batch, steps: Steps, *, ablation: str, seed: int) -> Findings:
+    """All measurements on the explore split (`task`, encoded as `batch`), each a step of its own."""
     depth = model.body.n_layers
     states = [*(sites.resid_pre[layer] for layer in range(depth)), sites.resid_post[depth - 1]]
     parts = components(model)
@@ -130,7 +134,11 @@ def identify(model: Model, batch: Batch, steps: Steps, *, ablation: str, seed: i
     scores = None
     if "z" in kinds:
         scores = steps.do("attention scores", HeadScores.load, lambda p: lenses.head_scores(model, batch, progress=p))
-    return Findings(residual, denoised, ablated, estimated, lens, scores, ablation)
+    neutral = behavior(model, Specific(at_most=1.0).inputs(model, task, seed))
+    change = sum(neutral.corrupt) / len(neutral.corrupt)
+    return Findings(residual, denoised, ablated, estimated, lens, scores, ablation, abs(change))
+        residual, denoised, ablated, estimated, lens, scores, ablation, -sum(neutral.corrupt) / len(neutral.corrupt)
+    )
 
 
 @dataclass(frozen=True)

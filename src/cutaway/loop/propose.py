@@ -84,11 +84,18 @@ def _controls(
             **shared,
         )
         found.append(Proposal(f"decoy {decoy}", "decoy", claim))
+    if not breakable(findings):
+        return found
     subject = str(first.site)
     sentence = f"Ablating {subject} leaves other text alone."
     claim = Claim(sentence, (subject,), predictions=(Specific(at_most=SIDE_EFFECT),), **shared)
     found.append(Proposal(f"side effects of {subject}", "side effects", claim))
     return found
+
+
+def breakable(findings: Findings) -> bool:
+    """A claim on side effects could fail: neutral prompts matter to the model by more than the bound."""
+    return findings.neutral > SIDE_EFFECT
 
 
 def _sentence(candidate: Candidate, findings: Findings, behavior: str) -> str:

@@ -78,21 +78,20 @@ def study(
 def _study(model: Model, task: Task, out: Path, steps: Steps, options: Options) -> StudyResult:
     began = time.monotonic()
     steps.progress(0, 1, "behavior")
-    shown = behavior(model, task.split("explore"))
+    explore = task.split("explore")
+    shown = behavior(model, explore)
     check = checked(shown, options.minimum_gap)
     steps.progress(1, 1, "behavior")
     if not check.passed:
         raise no_behavior(model, task, check)
     ablation = ablation_for(model, task, options.seed)
-    findings = identify(model, shown.batch, steps, ablation=ablation, seed=options.seed)
+    findings = identify(model, explore, shown.batch, steps, ablation=ablation, seed=options.seed)
     chosen = chosen_of(candidates(findings), options.n_candidates)
     joint = together(model, shown.batch, chosen, steps, ablation=ablation, seed=options.seed)
     proposals = propose(findings, joint, task.name, options)
     ledger = Ledger(steps.folder / "ledger.sqlite")
-    tested, notes = confirm(model, task, proposals, ledger, search=findings.search, steps=steps)
-    evidence = assemble.Evidence(
-        model, task, shown, check, findings, tuple(chosen), tuple(tested), tuple(notes), options
-    )
+    tested = confirm(model, task, proposals, ledger, search=findings.search, steps=steps)
+    evidence = assemble.Evidence(model, task, shown, check, findings, tuple(chosen), tuple(tested), options)
     report = assemble.report_of(evidence, time.monotonic() - began)
     write(out, report, assemble.artifacts_of(evidence), assemble.ledger_lines(ledger))
     return StudyResult(out, report, {t.proposal.claim.sentence: t.verdict for t in tested}, holds(tested))

@@ -190,9 +190,8 @@ class Session:
     def _visit(self, value: Tensor, edits: list[int], reads: list[Site], keep: int | None) -> Tensor:
         rows = self._rows(value)
         new = self._edited(rows, edits, self.start)
-        if self.keep_graph and reads and not new.requires_grad:
-            new = new.detach().requires_grad_(True)
         for site in reads:
+            new = self._node(new)
             self._store(site, new)
         if keep is not None:
             self._block_input[keep] = new
@@ -239,9 +238,9 @@ class Session:
         new = self._edited(value, edits, start)
         site = Site(kind, layer)
         if site in self.reads:
-            if self.keep_graph and not new.requires_grad:
-                new = new.detach().requires_grad_(True)
-            self._store(site, new.transpose(1, 2) if kind in PATTERN_KINDS else new)
+            new = self._node(new.transpose(1, 2) if kind in PATTERN_KINDS else new)
+            self._store(site, new)
+            new = new.transpose(1, 2) if kind in PATTERN_KINDS else new
         self._maybe_stop()
         return new
 
@@ -250,6 +249,12 @@ class Session:
         layer = self._layer_of.get(id(module))
         wanted = [placed.site for placed in self.edits] + self.reads
         return layer is not None and any(site.kind in kinds and site.layer == layer for site in wanted)
+
+    def _node(self, value: Tensor) -> Tensor:
+        """With gradients: a node of its own, since others may read the same tensor beside this site."""
+        if not self.keep_graph:
+            return value
+        return value.view_as(value) if value.requires_grad else value.detach().requires_grad_(True)
 
     def _store(self, site: Site, value: Tensor) -> None:
         self.stored[site] += 1

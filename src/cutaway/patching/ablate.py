@@ -73,7 +73,7 @@ def ablate(
     choose("on", on, ("clean", "corrupt"))
     batch = encode(model, task)
     placed = place(model, sites, None, batch)
-    edits = _edits(model, batch, placed, value, side(batch, on), reference, seed)
+    edits = removals(model, batch, placed, value, side(batch, on), reference, seed)
     if together:
         cells = [Cell(joined(placed), tuple(edits))]
     else:
@@ -82,7 +82,7 @@ def ablate(
     return measure(model, batch, cells, on=on, method=value, seed=used, progress=progress, max_tokens=max_tokens)
 
 
-def _edits(
+def removals(
     model: Model,
     batch: Batch,
     placed: Sequence[Site],

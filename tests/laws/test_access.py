@@ -216,7 +216,7 @@ def test_an_edit_is_read_back_where_it_was_made(family):
         found = model.run(corrupt, [at.patch(acts)], [site], logits="none").activations
         assert relative(found[at], acts[at]) < TOLERANCE, site
         if site.kind not in ("embed", "scores", "pattern"):
-            assert torch.equal(found[site.at(0)], before[site.at(0)]), site
+            assert relative(found[site.at(0)], before[site.at(0)]) < TOLERANCE, site
 
 
 @pytest.mark.parametrize("family", FAMILIES)

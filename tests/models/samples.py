@@ -84,4 +84,4 @@ def plain(model: Model, tokens: Tokens, **options: Any) -> Any:
 
 def relative(found: Tensor, wanted: Tensor) -> float:
     """Largest difference, relative to the largest wanted value."""
-    return float((found - wanted).abs().max() / wanted.abs().max())
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-9))

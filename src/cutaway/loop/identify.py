@@ -137,8 +137,6 @@ def identify(model: Model, task: Task, batch: Batch, steps: Steps, *, ablation: 
     neutral = behavior(model, Specific(at_most=1.0).inputs(model, task, seed))
     change = sum(neutral.corrupt) / len(neutral.corrupt)
     return Findings(residual, denoised, ablated, estimated, lens, scores, ablation, abs(change))
-        residual, denoised, ablated, estimated, lens, scores, ablation, -sum(neutral.corrupt) / len(neutral.corrupt)
-    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,225 @@
+"""Edits: what does not fit is refused before anything runs, what never fires is an error, nothing is broadcast."""
+
+import pytest
+import torch
+
+import cutaway
+from cutaway import sites
+from cutaway.errors import BadEdit, CutawayError, EditFailed, EditNeverApplied, EngineError, OutOfRange, UsageError, WrongModel
+from cutaway.models import Edit
+from cutaway.models.sites import where
+from tests.families import tiny
+from tests.models.samples import loaded, plain, relative, rows, spoken, vector
+
+SITE = sites.resid_post[1]
+
+
+def refused(error, message, build, family="gpt2", prompts=None):
+    """The edit is refused, by construction or before the run; the model is as it was."""
+    model = loaded(family)
+    tokens = model.encode(rows((4, 4, 4, 4)) if prompts is None else prompts)
+    before = plain(model, tokens).logits
+    with pytest.raises(error, match=message):
+        model.run(tokens, [build(model)])
+    assert torch.equal(plain(model, tokens).logits, before)
+
+
+ones = torch.ones
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed"),
+    [
+        (ones(31), r"\[31\], the selection takes \[32\] or \[4, 4, 32\]"),
+        (ones(1, 32), r"\[1, 32\]"),
+        (ones(1, 1, 32), r"\[1, 1, 32\]"),
+        (ones(1, 4, 32), r"\[1, 4, 32\]"),
+        (ones(4, 32), r"\[4, 32\]"),
+        (ones(4, 1, 32), r"\[4, 1, 32\]"),
+        (torch.tensor(1.0), r"\[\], the selection"),
+    ],
+)
+@pytest.mark.parametrize("op", ["replace", "add"])
+def test_nothing_is_broadcast(op, value, allowed):
+    refused(BadEdit, rf"resid_post.1: the value has shape {allowed}.*nothing is broadcast", lambda m: getattr(SITE, op)(value))
+
+
+@pytest.mark.parametrize(
+    ("site", "good", "bad"),
+    [
+        (SITE.at(2), [(32,), (4, 32), (4, 1, 32)], [(1, 32), (3, 32)]),
+        (SITE.at([0, 3]), [(32,), (4, 2, 32)], [(2, 32), (4, 32)]),
+        (SITE.at("end").rows([0, 2]), [(32,), (2, 32)], [(4, 32)]),
+        (sites.z[1], [(4, 8), (4, 4, 4, 8)], [(8,), (32,)]),
+        (sites.z[1].head(2).at(0), [(8,), (4, 8)], [(32,)]),
+        (sites.z[1].head([2, 0]), [(2, 8), (4, 4, 2, 8)], [(8,)]),
+        (sites.mlp_act[1].neuron(7).at(1), [(), (4,)], [(1,), (80,)]),
+        (sites.pattern[1].head(2).at(3), [(4,), (4, 4)], [(5,)]),
+        (sites.pattern[1], [(4, 4), (4, 4, 4, 4)], [(4,)]),
+        (sites.logits.at(-1), [(99,), (4, 99)], [(32,)]),
+    ],
+    ids=lambda x: str(x) if hasattr(x, "kind") else "",
+)
+def test_shapes_that_fit_and_shapes_that_do_not(site, good, bad):
+    model = loaded("gpt2")
+    tokens = model.encode(rows((4, 4, 4, 4)))
+    for shape in good:
+        value = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        found = model.run(tokens, [site.replace(value)], [site]).activations[site]
+        assert torch.equal(found, value.expand_as(found) if value.ndim < found.ndim else value.reshape(found.shape))
+    for shape in bad:
+        with pytest.raises(BadEdit, match="nothing is broadcast"):
+            model.run(tokens, [site.replace(torch.rand(shape, generator=torch.Generator().manual_seed(0)))])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SITE.add(torch.full((32,), float("nan"))), "NaN or infinity.*give finite numbers"),
+        (lambda: SITE.replace(float("nan")), "NaN or infinity"),
+        (lambda: SITE.scale(float("inf")), "NaN or infinity"),
+        (lambda: SITE.add(ones(32) > 0), r"torch.bool cannot be written.*give floats"),
+        (lambda: SITE.replace(ones(32) * 1j), r"complex64 cannot be written"),
+        (lambda: SITE.clamp(), "clamp needs low=, high= or both"),
+        (lambda: SITE.project_out(torch.zeros(32)), "a direction, a tensor that is not zero"),
+        (lambda: SITE.patch(loaded("gpt2").capture(rows(), ["z.1"])), r"did not capture resid_post.1; it has z.1"),
+    ],
+)
+def test_values_that_cannot_be_written_are_refused_at_once(build, message):
+    with pytest.raises(BadEdit, match=f"resid_post.1.*{message}"):
+        build()
+
+
+def test_a_patch_needs_the_same_rows_and_as_many_tokens():
+    def source(lengths, **options):
+        return lambda model: model.capture(model.encode(rows(lengths), **options), ["resid_post.1", "pattern.1"])
+
+    refused(BadEdit, "source has 3 rows, the run 4; use source.take", lambda m: SITE.patch(source((4, 4, 4))(m)))
+    refused(BadEdit, "row 2 selects 4 tokens here and 5 in the source; select a named position",
+            lambda m: SITE.patch(source((4, 4, 5, 4))(m)))
+    refused(BadEdit, "row 2 has 4 keys here and 5 in the source",
+            lambda m: sites.pattern[1].at(1).patch(source((4, 4, 5, 4))(m)))
+    refused(UsageError, r"position 'subject': these inputs name \['end'\]", lambda m: SITE.at("subject").zero())
+    refused(OutOfRange, r"position 7: row 0 has 4 tokens \(0-3, or -1 to -4\)", lambda m: SITE.at(7).zero())
+    refused(OutOfRange, r"row 4 of 4 \(0-3\)", lambda m: SITE.rows([4]).zero())
+    refused(OutOfRange, r"row 1 has 2 tokens", lambda m: SITE.at(-3).zero(), prompts=rows((4, 2)))
+
+
+def test_a_patch_from_another_model_is_refused():
+    other = cutaway.load(tiny("gpt2", seed=1), audit=False).capture(rows((4, 4, 4, 4)), ["resid_post.1"])
+    refused(WrongModel, "source of a patch was made for model .* this is model .*; make it again", lambda m: SITE.patch(other))
+    model = loaded("gpt2")
+    found = model.run(rows((4, 4, 4, 4)), [SITE.replace(other["resid_post.1"])], [SITE]).activations[SITE]
+    assert torch.equal(found, other["resid_post.1"])
+
+
+def test_a_patch_from_rows_of_other_lengths_lands_on_the_named_position():
+    model = loaded("llama")
+    here = model.encode(rows((6, 4)), roles={"name": [4, 1]})
+    there = model.encode(rows((5, 7), seed=2), roles={"name": [2, 6]}, pad="left")
+    acts = model.capture(there, [SITE])
+    found = model.run(here, [SITE.at("name").patch(acts)], [SITE]).activations
+    assert torch.equal(found[SITE.at("name")], acts[SITE.at("name")])
+    assert torch.equal(found[SITE.at("name")][1], acts["resid_post.1"][1, 6])
+
+
+def test_an_edit_that_selects_no_token_is_an_error():
+    model = spoken("gpt2")
+    with pytest.raises(EditNeverApplied, match=r"selects no token of these 3 rows.*choose positions"):
+        model.run(rows(), [SITE.at(where(lambda token: token == "t0")).zero()])
+    with pytest.raises(UsageError, match=r"needs a tokenizer, and these inputs were given as ids"):
+        loaded("gpt2").run(rows(), [SITE.at(where(lambda token: True)).zero()])
+
+
+def test_an_exception_in_an_edit_function_is_named_and_leaves_nothing_behind():
+    hf = tiny("gpt2")
+    model = cutaway.load(hf)
+    tokens = model.encode(rows())
+    before = plain(model, tokens).logits
+    state = hooks_and_settings(hf)
+
+    def broken(value):
+        raise ZeroDivisionError("mine")
+
+    for site in (SITE, sites.z[1], sites.pattern[1], sites.resid_mid[0], sites.module("transformer.h.0.mlp")):
+        with pytest.raises(EditFailed, match=r"edit of .*the function raised ZeroDivisionError: mine") as caught:
+            model.run(tokens, [site.apply(broken)])
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert hooks_and_settings(hf) == state
+        assert torch.equal(plain(model, tokens).logits, before)
+    with pytest.raises(EditFailed):
+        model.generate(tokens, [SITE.apply(broken)])
+    with pytest.raises(EditFailed):
+        model.grad(tokens, lambda logits: logits.sum(), [SITE], [SITE.apply(broken)])
+    assert hooks_and_settings(hf) == state
+
+
+def hooks_and_settings(module):
+    hooks = [(n, list(m._forward_hooks), list(m._forward_pre_hooks), "forward" in vars(m)) for n, m in module.named_modules()]
+    return hooks, module.config._attn_implementation, torch.is_grad_enabled()
+
+
+def test_a_function_must_return_the_shape_that_it_got_and_gets_a_copy():
+    refused(BadEdit, r"got shape \(4, 4, 32\) and returned \(4, 32\); return the same shape", lambda m: SITE.apply(lambda v: v[0]))
+    refused(BadEdit, r"returned NoneType", lambda m: SITE.apply(lambda v: None))
+    model = loaded("gpt2")
+    acts = model.capture(rows(), ["resid_post.0"])
+    kept = acts["resid_post.0"].clone()
+    found = model.run(rows(), [sites.resid_pre[1].apply(lambda v: v.mul_(0))], ["resid_post.0", "resid_pre.1"]).activations
+    assert torch.equal(found["resid_post.0"], kept)
+    assert float(found["resid_pre.1"].abs().max()) == 0.0
+
+
+def test_a_module_that_runs_twice_is_not_edited_or_read_by_guess():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.unused = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.inner(self.inner(x))
+
+    with torch.random.fork_rng(devices=[]):
+        model = cutaway.wrap(Twice())
+    x = torch.ones(2, 4)
+    with pytest.raises(EngineError, match=r"inner:output.*ran 2 times in one forward pass"):
+        model.run(x, [sites.module("inner").zero()])
+    with pytest.raises(EngineError, match=r"inner:output.*ran 2 times"):
+        model.capture(x, sites.module("inner"))
+    with pytest.raises(EditNeverApplied, match=r"unused:output.*never fired"):
+        model.run(x, [sites.module("unused").zero()])
+    with pytest.raises(CutawayError, match=r"unused:output.*never ran in this pass"):
+        model.capture(x, sites.module("unused"))
+
+
+def test_take_keeps_what_belongs_to_the_rows():
+    model = loaded("gpt2")
+    tokens = model.encode(rows((5, 5, 5)))
+    values = torch.rand(2, 32, generator=torch.Generator().manual_seed(0))
+    edit = SITE.at(2).rows([2, 0]).replace(values)
+    whole = model.run(tokens, [edit], [SITE]).activations[SITE]
+    assert torch.equal(whole[[2, 0], 2], values)
+    part = edit.take([1, 2])
+    found = model.run(tokens.take([1, 2]), [part], [SITE]).activations[SITE]
+    assert torch.equal(found[1, 2], values[0])
+    assert edit.take([1]) is None
+    assert isinstance(part, Edit)
+
+
+def test_an_update_of_the_weights_is_seen_and_gives_another_digest():
+    hf = tiny("gpt2")
+    model = cutaway.load(hf)
+    before, acts = model.digest, model.capture(rows(), ["resid_post.1"])
+    with torch.no_grad():
+        hf.transformer.h[0].attn.c_attn.weight.mul_(1.5)
+    assert model.digest != before
+    assert torch.equal(model.run(rows()).logits, plain(model, model.encode(rows())).logits)
+    with pytest.raises(WrongModel):
+        model.run(rows(), [SITE.patch(acts)])
+
+
+def test_one_vector_is_cast_to_the_activation():
+    model = loaded("gpt2")
+    found = model.run(rows(), [SITE.add(vector().double())]).logits
+    assert found.dtype == torch.float32
+    assert relative(found, model.run(rows(), [SITE.add(vector())]).logits) < 1e-6

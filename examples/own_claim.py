@@ -1,4 +1,4 @@
-"""A claim of your own: register it with its smallest effect, run it on pairs that nothing was tuned on, read the verdict.
+"""A claim of your own: register it with its smallest effect, run it on pairs that nothing was tuned on.
 
 python examples/own_claim.py
 """
@@ -11,17 +11,22 @@ from cutaway import Claim, Ledger, Necessary, Sufficient
 
 model = cutaway.load("induction-2l")
 task = cutaway.tasks.get("induction", model)
-induction, decoy = cutaway.zoo.truth("induction-2l").heads("induction")[0], "z.1.h2"
+(induction,), (partner,) = (cutaway.zoo.truth("induction-2l").heads(role) for role in ("induction", "previous_token"))
+decoy = "z.1.h2"
 
 claims = [
     Claim(
         f"{induction} carries induction.",
-        (induction,),
-        "induction",
-        (Necessary(at_least=0.2), Sufficient(at_least=0.5)),
+        subject=(induction,),
+        task="induction",
+        predictions=(Necessary(at_least=0.2), Sufficient(at_least=0.5)),
+        exclude=(partner,),  # it is known to take part, so it is no control
     ),
     Claim(
-        f"{decoy} looks at the right token, so it carries induction.", (decoy,), "induction", (Necessary(at_least=0.2),)
+        f"{decoy} looks at the right token, so it carries induction.",
+        subject=(decoy,),
+        task="induction",
+        predictions=(Necessary(at_least=0.2),),
     ),
 ]
 with tempfile.TemporaryDirectory() as folder:

@@ -59,10 +59,10 @@ def test_equal_to_finite_differences_at_every_site(family):
         def at(step, site=site, direction=direction):
             return float(metric(model.run(tokens, [site.apply(lambda x: x + step * shaped(site, direction))]).logits))
 
-        measured = (at(1e-4) - at(-1e-4)) / 2e-4
+        measured = (at(1e-3) - at(-1e-3)) / 2e-3
         predicted = float((slope * direction).sum())
         total += abs(predicted)
-        assert measured == pytest.approx(predicted, rel=1e-4, abs=1e-6), site
+        assert measured == pytest.approx(predicted, rel=5e-3, abs=5e-3), site  # norms compute in float32
     assert total > 1.0
 
 

@@ -112,6 +112,13 @@ class Anatomy:
         self._check_units(site)
         return taps[site.kind]
 
+    def carrier(self, site: Site) -> Site:
+        """The site through which a change of this one reaches the rest: for a residual state between two writes that no
+        module returns, what the attention writes; else the site itself."""
+        if site.kind == "resid_mid" and self.tap(site).port == "input":
+            return Site("attn_write", site.layer)
+        return site
+
     def _check_units(self, site: Site) -> None:
         if site.unit is None:
             return

@@ -42,7 +42,10 @@ def grad(
     placed = [Placed(edit, tokens) for edit in edits]
     check(model, placed, wanted)
     bases = list(dict.fromkeys(site.base for site in wanted))
-    logits, values = forward(model, tokens, edits=placed, reads=bases, keep_graph=True)
+    # what is read where a module takes it in may go on elsewhere too: the slope is taken where a change would be made
+    carriers = {site: model.body.carrier(site) for site in bases}
+    reads = list(dict.fromkeys([*bases, *carriers.values()]))
+    logits, values = forward(model, tokens, edits=placed, reads=reads, keep_graph=True)
     assert logits is not None
     with torch.enable_grad():
         scalar = metric(logits)
@@ -50,7 +53,7 @@ def grad(
         raise UsageError(
             f"metric: it must return one number that depends on the logits; got shape {tuple(scalar.shape)}, requires_grad={scalar.requires_grad}"
         )
-    found = torch.autograd.grad(scalar, [values[site] for site in bases], allow_unused=True)
+    found = torch.autograd.grad(scalar, [values[carriers[site]] for site in bases], allow_unused=True)
     slopes = {site: torch.zeros_like(values[site]) if g is None else g.detach() for site, g in zip(bases, found)}
     kept = {site: values[site].detach().clone() for site in bases}
     return Gradients(

@@ -141,7 +141,7 @@ class Session:
 
     def _mid_points(self, site: Site) -> list[tuple[str, str]]:
         """An edit between attention and MLP goes through what the attention writes, and needs the block's input."""
-        if site.kind != "resid_mid" or self.anatomy is None or self._tap(site).port != "input":
+        if self.anatomy is None or self.anatomy.carrier(site) == site:
             return []
         layer = self.anatomy.layers[site.layer or 0]
         return [(layer.block, "input"), (layer.taps["attn_write"].path, "output")]

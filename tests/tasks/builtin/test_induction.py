@@ -43,11 +43,7 @@ def test_the_row_repeats_and_the_answer_followed_before(task: Task, model: Model
 def test_neither_position_nor_distance_gives_the_answer(task: Task, model: Model) -> None:
     batch = task.encode(model)
     found = list(zip(*(batch.clean.roles[role] for role in ("previous", "end"))))
-    for values in (
-        Counter(end for _, end in found),
-        Counter(previous for previous, _ in found),
-        Counter(end - previous for previous, end in found),
-    ):
+    for values in (Counter(previous for previous, _ in found), Counter(end - previous for previous, end in found)):
         assert len(values) >= 8
         assert max(values.values()) <= len(found) / 4
 
@@ -59,7 +55,13 @@ def test_the_first_copy_begins_at_varying_positions(task: Task, model: Model) ->
         ids = batch.clean.row(row)
         lag = batch.clean.roles["end"][row] - batch.clean.roles["previous"][row]
         starts[next(index for index in range(len(ids)) if ids[index] == ids[index + lag])] += 1
-    assert set(starts) == {1, 2, 3, 4, 5}
+    assert len(starts) >= 8
+    assert max(starts.values()) <= batch.n / 4
+
+
+def test_every_row_can_take_the_values_of_another(task: Task, model: Model) -> None:
+    batch = task.encode(model)
+    assert len(set(batch.clean.lengths)) == 1
 
 
 def test_rows_begin_with_bos_where_there_is_one(task: Task) -> None:

@@ -9,8 +9,8 @@ foil), and nothing else differs: the row now asks for the foil, and the two runs
 
 Positions: `previous` (the first X), `successor` (the token after it), `end` (the second X). A head that writes "the
 token before me was X" acts at `successor`; a head that finds this and copies acts at `end` (Olsson et al. 2022,
-In-context Learning and Induction Heads). The distance k, the filler and j vary, so that no fixed position or distance
-gives the answer.
+In-context Learning and Induction Heads). The distance k, j and with them the filler vary, so that no fixed position or
+distance gives the answer. All rows are equally long: each can take the other's values.
 """
 
 import random
@@ -28,9 +28,10 @@ from cutaway.tasks.task import Task
 N_CLUSTERS = 24
 LAGS = (5, 6, 7, 8, 9, 10, 11, 12)
 """Lengths of the repeated segment: the distance from a token to its repetition."""
-MAX_FILLER = 4
-N_WORDS = LAGS[-1] + MAX_FILLER + 1
-"""Different tokens in the longest row, the foil included."""
+LENGTH = 20
+"""Tokens of a row after BOS."""
+N_WORDS = LENGTH
+"""Different tokens that a row may need, the foil included."""
 TRIES = 200
 
 
@@ -105,9 +106,9 @@ def _part(tokens: list[int], index: int, chance: random.Random) -> list[int]:
 
 def _draws(part: list[int], lag: int, start: tuple[int, ...], chance: random.Random) -> Iterator[Pair]:
     for _ in range(TRIES):
-        n_filler = chance.randint(0, MAX_FILLER)
+        first = chance.randint(1, min(lag - 2, LENGTH - lag - 1))
+        n_filler = LENGTH - lag - first - 1
         *words, foil = chance.sample(part, n_filler + lag + 1)
-        first = chance.randint(1, lag - 2)
         previous = len(start) + n_filler + first
         segment = words[n_filler:]
         clean = (*start, *words, *segment[: first + 1])

@@ -1,0 +1,92 @@
+"""Tokens: rows in a rectangle; positions count real tokens; padding is never read by accident."""
+
+import pytest
+import torch
+
+from cutaway.errors import OutOfRange, TokenizerUnfit, TokenNotSingle, UsageError
+from cutaway.models import Tokens
+from cutaway.models.sites import where
+from tests.models.samples import loaded, rows, spoken, tokenizer
+
+
+@pytest.mark.parametrize(("pad", "offsets"), [("left", (0, 3, 1)), ("right", (0, 0, 0))])
+def test_positions_count_real_tokens(pad, offsets):
+    tokens = loaded("gpt2").encode(rows((5, 2, 4)), pad=pad, roles={"subject": [3, 0, 2]})
+    assert (tokens.lengths, tokens.offsets, tokens.width) == ((5, 2, 4), offsets, 5)
+    assert [tokens.row(i) for i in range(3)] == rows((5, 2, 4))
+    assert tokens.roles["end"] == (4, 1, 3)
+    assert tokens.positions(-1) == tokens.positions("end") == [[4], [1], [3]]
+    assert tokens.columns("subject") == [[3 + offsets[0]], [offsets[1]], [2 + offsets[2]]]
+    assert tokens.position_ids[1].tolist() == ([0, 0, 0, 0, 1] if pad == "left" else [0, 1, 1, 1, 1])
+    assert tokens.take([2, 0]).row(0) == tokens.row(2)
+    assert tokens.repeat(2).lengths == (5, 2, 4, 5, 2, 4)
+
+
+def test_equal_rows_are_equal_whatever_the_padding_holds():
+    one = loaded("gpt2").encode(rows((5, 2)))
+    other = Tokens(one.ids.masked_fill(~one.mask, 77), one.mask)
+    assert one == other
+    assert len({one, other}) == 1
+    assert one != loaded("gpt2").encode(rows((5, 2)), pad="left")
+    assert one != loaded("gpt2").encode(rows((5, 2)), roles={"subject": [0, 0]})
+
+
+def test_text_is_encoded_by_the_tokenizers_habit():
+    model = spoken("gpt2")
+    assert model.encode("t5 t9").row(0) == [1, 5, 9]
+    assert model.encode(["t5 t9", "t7"], bos=False).lengths == (2, 1)
+    assert model.encode(["t5"], bos=True).row(0) == [1, 5]
+    assert model.encode("t5 t7 t7").positions(where(lambda t: t == "t7")) == [[2, 3]]
+    assert model.strings([5, 7]) == ["t5", "t7"]
+    assert model.token_id("t44") == 44
+
+
+def test_what_a_tokenizer_cannot_do_is_refused():
+    from cutaway.models import Model
+
+    silent = Model(loaded("gpt2").module, tokenizer(bos=False), loaded("gpt2").anatomy, "silent")
+    assert silent.encode("t5 t9").row(0) == [5, 9]
+    with pytest.raises(TokenizerUnfit, match=r"silent: the tokenizer has no BOS token; use bos=False, or set"):
+        silent.encode("t5", bos=True)
+    with pytest.raises(TokenizerUnfit, match=r"no tokenizer; give texts as lists of token ids, or load with tokenizer="):
+        loaded("gpt2").encode("t5")
+    with pytest.raises(TokenNotSingle, match=r"'t5 t6' is 2 tokens here \(\['t5', 't6'\]\); give a text that is one"):
+        silent.token_id("t5 t6")
+
+
+@pytest.mark.parametrize(
+    ("use", "error", "message"),
+    [
+        (lambda m: m.encode([[5, 99]]), UsageError, r"token id 99 in row 0: this model has 99 tokens \(0-98\); encode with"),
+        (lambda m: m.encode(torch.tensor([[5, 3], [4, 200]])), UsageError, r"token id 200 in row 1"),
+        (lambda m: m.run(Tokens(torch.tensor([[-1]]), torch.tensor([[True]]))), UsageError, r"token id -1 in row 0"),
+        (lambda m: m.encode([]), UsageError, "at least one row"),
+        (lambda m: m.encode([[3], []]), UsageError, "at least one token in each"),
+        (lambda m: m.encode([[3]], pad="middle"), UsageError, "pad='middle': padding goes 'left' or 'right'"),
+        (lambda m: m.encode([[3, 4]], roles={"s": [2]}), UsageError, r"role 's': needs one position inside each of the 1"),
+        (lambda m: m.encode([[3, 4]], roles={"s": [0, 1]}), UsageError, r"got 2, outside: \[\]"),
+        (lambda m: m.encode(m.encode([[3]]), roles={"s": [0]}), UsageError, "these are encoded already, with their own"),
+        (lambda m: m.encode([[3, 4]]).positions(2), OutOfRange, r"position 2: row 0 has 2 tokens \(0-1, or -1 to -2\)"),
+        (lambda m: m.encode([[3]]).positions("subjct"), UsageError, r"position 'subjct': these inputs name \['end'\]"),
+        (lambda m: Tokens(torch.ones(1, 3).long(), torch.tensor([[True, False, True]])), UsageError, "padding only before"),
+        (lambda m: Tokens(torch.ones(1, 3).long(), torch.zeros(1, 3).bool()), UsageError, "at least one real token"),
+        (lambda m: m.run([[3]], logits="nowhere"), UsageError, "'nowhere'"),
+        (lambda m: m.run([[3]], logits=((0,), (0,))), UsageError, "2 rows of positions for 1 rows"),
+        (lambda m: m.run([[3]], logits=((1,),)), UsageError, "a position lies outside its row"),
+        (lambda m: m.run([[3]], logits="none"), UsageError, "returns nothing: ask for reads, or for logits"),
+    ],
+)
+def test_rows_that_mean_nothing_are_refused(use, error, message):
+    with pytest.raises(error, match=message):
+        use(loaded("gpt2"))
+
+
+def test_padding_without_a_mask_is_refused():
+    model = spoken("llama")
+    ids = torch.tensor([[5, 6, 7], [0, 5, 6]])
+    with pytest.raises(UsageError, match=r"row 1 begins or ends with the padding id 0, and no mask was given.*pass mask="):
+        model.encode(ids)
+    tokens = model.encode(ids, mask=ids != 0)
+    assert tokens.lengths == (3, 2)
+    assert torch.allclose(model.run(tokens).logits[1, 1:], model.run([[5, 6]]).logits[0], atol=1e-5)
+    assert model.encode(ids[:1]).lengths == (3,)

@@ -1,4 +1,5 @@
-"""Law: what is read is what Hugging Face computes, and an edit does what a plain hook written by hand does. Every family."""
+"""Law: what is read is what Hugging Face computes, and an edit does what a plain hook written by hand does. Every
+family."""
 
 from collections.abc import Callable
 
@@ -219,12 +220,16 @@ def test_an_edit_is_read_back_where_it_was_made(family):
             assert relative(found[site.at(0)], before[site.at(0)]) < TOLERANCE, site
 
 
+@pytest.mark.parametrize("kind", ["resid_pre", "resid_mid", "resid_post"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_patching_the_first_residual_stream_gives_the_other_run(family):
-    model = loaded(family)
+def test_patching_a_whole_residual_state_gives_the_other_run(family, kind):
+    model, site = loaded(family), Site(kind, 1)
+    if kind not in model.body.layers[1].taps:
+        assert family == "gpt_neox"
+        return
     clean, corrupt = model.encode(rows((9, 6, 7))), model.encode(rows((9, 6, 7), seed=2), pad="left")
-    acts = model.capture(clean, [sites.resid_pre[0]])
-    found = model.run(corrupt, [sites.resid_pre[0].patch(acts)]).logits
+    acts = model.capture(clean, [site])
+    found = model.run(corrupt, [site.patch(acts)]).logits
     wanted = model.run(clean).logits
     assert relative(found[corrupt.mask], wanted[clean.mask]) < TOLERANCE
     assert relative(model.run(corrupt).logits[corrupt.mask], wanted[clean.mask]) > 0.1

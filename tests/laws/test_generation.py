@@ -89,6 +89,19 @@ def test_an_edited_batch_is_its_rows_one_by_one(family):
         assert together.row(row) == model.generate([ids], edits, max_new_tokens=NEW).row(0)
 
 
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("family", CAUSAL)
+def test_negative_positions_count_from_the_end_of_the_prompt(family, cache):
+    model, site = loaded(family), sites.resid_post[2]
+
+    def made(*positions) -> Tokens:
+        edits = [site.at(p).replace(vector() * 6) for p in positions]
+        return model.generate(rows([8]), edits, max_new_tokens=NEW, cache=cache)
+
+    assert made(-1) == made(7) == made("end")
+    assert made([-3, -1]) == made([5, 7]) != made([5, 7], 8, 9, 10)
+
+
 def test_each_step_is_a_plain_run_of_what_is_there_so_far():
     model = loaded("llama")
     edits = [sites.resid_post[1].add(vector() * 6)]
@@ -122,12 +135,12 @@ def test_what_cannot_be_generated_is_refused():
     for edit, error, text in (
         (site.at(10).add(torch.ones(3)), BadEdit, r"shape \[3\], the selection takes \[32\]"),
         (site.at(-10).zero(), OutOfRange, "row 0 has 9 tokens"),
-        (site.at("nobody").zero(), UsageError, "'nobody'.*'end'"),
+        (site.at("nobody").zero(), UsageError, r"'nobody'.*'end'"),
         (site.at(where(lambda t: True)).zero(), UsageError, "needs a tokenizer"),
     ):
         with pytest.raises(error, match=text):
             model.generate(rows(PROMPTS), [edit], max_new_tokens=NEW)
-    with pytest.raises(UsageError, match="BertForMaskedLM does not predict next tokens.*use run"):
+    with pytest.raises(UsageError, match=r"BertForMaskedLM does not predict next tokens.*use run"):
         loaded("bert").generate(rows(PROMPTS))
     for options, text in (
         ({"max_new_tokens": 0}, "max_new_tokens=0: at least 1"),

@@ -19,7 +19,9 @@ def metric(logits):
 
 def kinds(model) -> list[Site]:
     body = model.body
-    return [s for s in body.sites() if body.status(s).state != "refused" and body.status(s).editable and s.kind != "logits"]
+    return [
+        s for s in body.sites() if body.status(s).state != "refused" and body.status(s).editable and s.kind != "logits"
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -59,7 +61,8 @@ def test_equal_to_finite_differences_at_every_site(family):
         def at(step, site=site, direction=direction):
             return float(metric(model.run(tokens, [site.apply(lambda x: x + step * shaped(site, direction))]).logits))
 
-        measured = (at(1e-3) - at(-1e-3)) / 2e-3
+        step = 1e-4 if family == "mixtral" else 1e-3  # short of another choice of experts
+        measured = (at(step) - at(-step)) / (2 * step)
         predicted = float((slope * direction).sum())
         total += abs(predicted)
         assert measured == pytest.approx(predicted, rel=5e-3, abs=5e-3), site  # norms compute in float32

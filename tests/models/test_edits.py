@@ -5,7 +5,16 @@ import torch
 
 import cutaway
 from cutaway import sites
-from cutaway.errors import BadEdit, CutawayError, EditFailed, EditNeverApplied, EngineError, OutOfRange, UsageError, WrongModel
+from cutaway.errors import (
+    BadEdit,
+    CutawayError,
+    EditFailed,
+    EditNeverApplied,
+    EngineError,
+    OutOfRange,
+    UsageError,
+    WrongModel,
+)
 from cutaway.models import Edit
 from cutaway.models.sites import where
 from tests.families import tiny
@@ -41,7 +50,11 @@ ones = torch.ones
 )
 @pytest.mark.parametrize("op", ["replace", "add"])
 def test_nothing_is_broadcast(op, value, allowed):
-    refused(BadEdit, rf"resid_post.1: the value has shape {allowed}.*nothing is broadcast", lambda m: getattr(SITE, op)(value))
+    refused(
+        BadEdit,
+        rf"resid_post.1: the value has shape {allowed}.*nothing is broadcast",
+        lambda m: getattr(SITE, op)(value),
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +68,7 @@ def test_nothing_is_broadcast(op, value, allowed):
         (sites.z[1].head([2, 0]), [(2, 8), (4, 4, 2, 8)], [(8,)]),
         (sites.mlp_act[1].neuron(7).at(1), [(), (4,)], [(1,), (80,)]),
         (sites.pattern[1].head(2).at(3), [(4,), (4, 4)], [(5,)]),
-        (sites.pattern[1], [(4, 4), (4, 4, 4, 4)], [(4,)]),
+        (sites.pattern[1], [(4, 4, 4, 4)], [(4,), (4, 4, 4)]),
         (sites.logits.at(-1), [(99,), (4, 99)], [(32,)]),
     ],
     ids=lambda x: str(x) if hasattr(x, "kind") else "",
@@ -95,10 +108,16 @@ def test_a_patch_needs_the_same_rows_and_as_many_tokens():
         return lambda model: model.capture(model.encode(rows(lengths), **options), ["resid_post.1", "pattern.1"])
 
     refused(BadEdit, "source has 3 rows, the run 4; use source.take", lambda m: SITE.patch(source((4, 4, 4))(m)))
-    refused(BadEdit, "row 2 selects 4 tokens here and 5 in the source; select a named position",
-            lambda m: SITE.patch(source((4, 4, 5, 4))(m)))
-    refused(BadEdit, "row 2 has 4 keys here and 5 in the source",
-            lambda m: sites.pattern[1].at(1).patch(source((4, 4, 5, 4))(m)))
+    refused(
+        BadEdit,
+        "row 2 selects 4 tokens here and 5 in the source; select a named position",
+        lambda m: SITE.patch(source((4, 4, 5, 4))(m)),
+    )
+    refused(
+        BadEdit,
+        "row 2 has 4 keys here and 5 in the source",
+        lambda m: sites.pattern[1].at(1).patch(source((4, 4, 5, 4))(m)),
+    )
     refused(UsageError, r"position 'subject': these inputs name \['end'\]", lambda m: SITE.at("subject").zero())
     refused(OutOfRange, r"position 7: row 0 has 4 tokens \(0-3, or -1 to -4\)", lambda m: SITE.at(7).zero())
     refused(OutOfRange, r"row 4 of 4 \(0-3\)", lambda m: SITE.rows([4]).zero())
@@ -107,7 +126,11 @@ def test_a_patch_needs_the_same_rows_and_as_many_tokens():
 
 def test_a_patch_from_another_model_is_refused():
     other = cutaway.load(tiny("gpt2", seed=1), audit=False).capture(rows((4, 4, 4, 4)), ["resid_post.1"])
-    refused(WrongModel, "source of a patch was made for model .* this is model .*; make it again", lambda m: SITE.patch(other))
+    refused(
+        WrongModel,
+        "source of a patch was made for model .* this is model .*; make it again",
+        lambda m: SITE.patch(other),
+    )
     model = loaded("gpt2")
     found = model.run(rows((4, 4, 4, 4)), [SITE.replace(other["resid_post.1"])], [SITE]).activations[SITE]
     assert torch.equal(found, other["resid_post.1"])
@@ -155,17 +178,25 @@ def test_an_exception_in_an_edit_function_is_named_and_leaves_nothing_behind():
 
 
 def hooks_and_settings(module):
-    hooks = [(n, list(m._forward_hooks), list(m._forward_pre_hooks), "forward" in vars(m)) for n, m in module.named_modules()]
+    hooks = [
+        (n, list(m._forward_hooks), list(m._forward_pre_hooks), "forward" in vars(m)) for n, m in module.named_modules()
+    ]
     return hooks, module.config._attn_implementation, torch.is_grad_enabled()
 
 
 def test_a_function_must_return_the_shape_that_it_got_and_gets_a_copy():
-    refused(BadEdit, r"got shape \(4, 4, 32\) and returned \(4, 32\); return the same shape", lambda m: SITE.apply(lambda v: v[0]))
+    refused(
+        BadEdit,
+        r"got shape \(4, 4, 32\) and returned \(4, 32\); return the same shape",
+        lambda m: SITE.apply(lambda v: v[0]),
+    )
     refused(BadEdit, r"returned NoneType", lambda m: SITE.apply(lambda v: None))
     model = loaded("gpt2")
     acts = model.capture(rows(), ["resid_post.0"])
     kept = acts["resid_post.0"].clone()
-    found = model.run(rows(), [sites.resid_pre[1].apply(lambda v: v.mul_(0))], ["resid_post.0", "resid_pre.1"]).activations
+    found = model.run(
+        rows(), [sites.resid_pre[1].apply(lambda v: v.mul_(0))], ["resid_post.0", "resid_pre.1"]
+    ).activations
     assert torch.equal(found["resid_post.0"], kept)
     assert float(found["resid_pre.1"].abs().max()) == 0.0
 
@@ -180,7 +211,7 @@ def test_a_module_that_runs_twice_is_not_edited_or_read_by_guess():
             return self.inner(self.inner(x))
 
     with torch.random.fork_rng(devices=[]):
-        model = cutaway.wrap(Twice())
+        model = cutaway.wrap(Twice().eval())
     x = torch.ones(2, 4)
     with pytest.raises(EngineError, match=r"inner:output.*ran 2 times in one forward pass"):
         model.run(x, [sites.module("inner").zero()])

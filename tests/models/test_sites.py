@@ -160,7 +160,9 @@ def test_transformer_lens_names_lead_to_the_numbers_that_they_mean():
 
 def test_post_norm_writes_are_what_is_added_not_what_the_module_returns():
     model = loaded("gemma2")
-    acts = model.capture(rows(), ["resid_pre.1", "attn_write.1", "attn_out.1", "mlp_write.1", "mlp_out.1", "resid_post.1"])
+    acts = model.capture(
+        rows(), ["resid_pre.1", "attn_write.1", "attn_out.1", "mlp_write.1", "mlp_out.1", "resid_post.1"]
+    )
     total = acts["resid_pre.1"] + acts["blocks.1.hook_attn_out"] + acts["blocks.1.hook_mlp_out"]
     assert relative(total, acts["resid_post.1"]) < 1e-5
     assert relative(acts["attn_out.1"], acts["attn_write.1"]) > 0.1

@@ -1,4 +1,5 @@
-"""Taps: a session owns its own hooks and nothing else; others' hooks, threads, nesting and accelerate live beside it."""
+"""Taps: a session owns its own hooks and nothing else; others' hooks, threads, nesting and accelerate live beside
+it."""
 
 import threading
 
@@ -18,7 +19,10 @@ ADD = sites.resid_post[1].add(vector() * 3)
 
 
 def state(module: nn.Module):
-    hooks = [(n, *(id(h) for h in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()])) for n, m in module.named_modules()]
+    hooks = [
+        (n, *(id(h) for h in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]))
+        for n, m in module.named_modules()
+    ]
     return hooks, module.config._attn_implementation, [n for n, m in module.named_modules() if "forward" in vars(m)]
 
 
@@ -26,7 +30,9 @@ def test_a_users_hook_works_during_a_run_and_survives_it():
     hf = tiny("gpt2")
     model = cutaway.load(hf)
     seen = []
-    handle = hf.transformer.h[1].register_forward_hook(lambda m, i, o: seen.append(o[0].clone() if isinstance(o, tuple) else o.clone()))
+    handle = hf.transformer.h[1].register_forward_hook(
+        lambda m, i, o: seen.append(o[0].clone() if isinstance(o, tuple) else o.clone())
+    )
     before = state(hf)
     tokens = model.encode(rows())
     found = model.run(tokens, [ADD, sites.z[0].head(0).zero()], ["resid_post.1", "pattern.2"]).activations
@@ -148,6 +154,15 @@ def test_stores_are_independent_copies():
     assert torch.equal(donor["resid_post.0"], kept)
 
 
+def test_what_a_later_module_does_in_place_does_not_reach_the_store(seeded):
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)).eval()
+    x = torch.ones(2, 4)
+    found = cutaway.wrap(net).capture(x, [sites.module("0")])[sites.module("0")]
+    with torch.no_grad():
+        assert torch.equal(found, net[0](x))
+    assert found.min() < 0
+
+
 def test_a_module_that_returns_a_view_of_its_weights_keeps_them():
     class Table(nn.Module):
         def __init__(self):
@@ -165,7 +180,7 @@ def test_a_module_that_returns_a_view_of_its_weights_keeps_them():
         def forward(self, x):
             return self.table(x) * 2
 
-    net = Net()
+    net = Net().eval()
     before = net.table.weight.detach().clone()
     model = cutaway.wrap(net)
     for edit in (sites.module("table").zero(), sites.module("table").apply(lambda v: v.add_(5))):
@@ -179,7 +194,12 @@ def test_tied_frozen_weights_stay_tied_frozen_and_the_same():
     model = cutaway.load(hf)
     before = {k: v.clone() for k, v in hf.state_dict().items()}
     names = [n for n, _ in hf.named_modules()]
-    edits = [sites.embed.scale(2.0), sites.resid_post[0].add(vector()), sites.pattern[1].head(0).zero(), sites.logits.zero()]
+    edits = [
+        sites.embed.scale(2.0),
+        sites.resid_post[0].add(vector()),
+        sites.pattern[1].head(0).zero(),
+        sites.logits.zero(),
+    ]
     model.run(rows(), edits)
     model.generate(rows(), edits, max_new_tokens=2)
     model.grad(rows(), lambda logits: logits.sum(), ["embed"], edits[:3])
@@ -268,4 +288,4 @@ def test_gpt2_with_the_reordered_eager_kernel_of_its_own():
 
 
 def test_a_wrapped_model_is_a_model_without_anatomy():
-    assert isinstance(cutaway.wrap(nn.Identity()), Model)
+    assert isinstance(cutaway.wrap(nn.Identity().eval()), Model)

@@ -48,7 +48,9 @@ def test_what_a_tokenizer_cannot_do_is_refused():
     assert silent.encode("t5 t9").row(0) == [5, 9]
     with pytest.raises(TokenizerUnfit, match=r"silent: the tokenizer has no BOS token; use bos=False, or set"):
         silent.encode("t5", bos=True)
-    with pytest.raises(TokenizerUnfit, match=r"no tokenizer; give texts as lists of token ids, or load with tokenizer="):
+    with pytest.raises(
+        TokenizerUnfit, match=r"no tokenizer; give texts as lists of token ids, or load with tokenizer="
+    ):
         loaded("gpt2").encode("t5")
     with pytest.raises(TokenNotSingle, match=r"'t5 t6' is 2 tokens here \(\['t5', 't6'\]\); give a text that is one"):
         silent.token_id("t5 t6")
@@ -57,18 +59,34 @@ def test_what_a_tokenizer_cannot_do_is_refused():
 @pytest.mark.parametrize(
     ("use", "error", "message"),
     [
-        (lambda m: m.encode([[5, 99]]), UsageError, r"token id 99 in row 0: this model has 99 tokens \(0-98\); encode with"),
+        (
+            lambda m: m.encode([[5, 99]]),
+            UsageError,
+            r"token id 99 in row 0: this model has 99 tokens \(0-98\); encode with",
+        ),
         (lambda m: m.encode(torch.tensor([[5, 3], [4, 200]])), UsageError, r"token id 200 in row 1"),
         (lambda m: m.run(Tokens(torch.tensor([[-1]]), torch.tensor([[True]]))), UsageError, r"token id -1 in row 0"),
         (lambda m: m.encode([]), UsageError, "at least one row"),
         (lambda m: m.encode([[3], []]), UsageError, "at least one token in each"),
         (lambda m: m.encode([[3]], pad="middle"), UsageError, "pad='middle': padding goes 'left' or 'right'"),
-        (lambda m: m.encode([[3, 4]], roles={"s": [2]}), UsageError, r"role 's': needs one position inside each of the 1"),
+        (
+            lambda m: m.encode([[3, 4]], roles={"s": [2]}),
+            UsageError,
+            r"role 's': needs one position inside each of the 1",
+        ),
         (lambda m: m.encode([[3, 4]], roles={"s": [0, 1]}), UsageError, r"got 2, outside: \[\]"),
-        (lambda m: m.encode(m.encode([[3]]), roles={"s": [0]}), UsageError, "these are encoded already, with their own"),
+        (
+            lambda m: m.encode(m.encode([[3]]), roles={"s": [0]}),
+            UsageError,
+            "these are encoded already, with their own",
+        ),
         (lambda m: m.encode([[3, 4]]).positions(2), OutOfRange, r"position 2: row 0 has 2 tokens \(0-1, or -1 to -2\)"),
         (lambda m: m.encode([[3]]).positions("subjct"), UsageError, r"position 'subjct': these inputs name \['end'\]"),
-        (lambda m: Tokens(torch.ones(1, 3).long(), torch.tensor([[True, False, True]])), UsageError, "padding only before"),
+        (
+            lambda m: Tokens(torch.ones(1, 3).long(), torch.tensor([[True, False, True]])),
+            UsageError,
+            "padding only before",
+        ),
         (lambda m: Tokens(torch.ones(1, 3).long(), torch.zeros(1, 3).bool()), UsageError, "at least one real token"),
         (lambda m: m.run([[3]], logits="nowhere"), UsageError, "'nowhere'"),
         (lambda m: m.run([[3]], logits=((0,), (0,))), UsageError, "2 rows of positions for 1 rows"),
@@ -84,7 +102,9 @@ def test_rows_that_mean_nothing_are_refused(use, error, message):
 def test_padding_without_a_mask_is_refused():
     model = spoken("llama")
     ids = torch.tensor([[5, 6, 7], [0, 5, 6]])
-    with pytest.raises(UsageError, match=r"row 1 begins or ends with the padding id 0, and no mask was given.*pass mask="):
+    with pytest.raises(
+        UsageError, match=r"row 1 begins or ends with the padding id 0, and no mask was given.*pass mask="
+    ):
         model.encode(ids)
     tokens = model.encode(ids, mask=ids != 0)
     assert tokens.lengths == (3, 2)

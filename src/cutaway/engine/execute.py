@@ -1,4 +1,5 @@
-"""Execute a plan: for each input and each chunk of its rows, the base run, then the stacked passes that start from it."""
+"""Execute a plan: for each input and each chunk of its rows, the base run, then the stacked passes that start from
+it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -126,7 +127,8 @@ def _columns(run: Run, rows: Sequence[int], tokens: Tokens) -> list[list[int]] |
 
 
 def _base(plan: "cutaway.engine.planner.Plan", share: Any, rows: list[int], tokens: Tokens) -> Base:
-    """One plain run that stores what groups start from, what plain runs ask for, and what lies before a group's start."""
+    """One plain run that stores what groups start from, what plain runs ask for, and what lies before a group's
+    start."""
     reads: dict[Site, None] = {site.base: None for i in share.plain for site in plan.runs[i].reads}
     asked = [_columns(plan.runs[i], rows, tokens) for i in share.plain]
     for group in share.groups:
@@ -151,12 +153,13 @@ def _base(plan: "cutaway.engine.planner.Plan", share: Any, rows: list[int], toke
 
 def _needs_base(model: Model, site: Site, group: Any) -> bool:
     return site.kind != "module" and (
-        group.start > 0 or model.body.order(site.base)[0] < group.layer or _at_entry(model, site, group.layer)
+        group.start > 0 or model.body.order(site.base)[0] < group.layer or _at_entry(site, group.layer)
     )
 
 
-def _at_entry(model: Model, site: Site, layer: int) -> bool:
-    """`embed` before a resumed block: computed again by the pass, but taken from the base run like all that lies before."""
+def _at_entry(site: Site, layer: int) -> bool:
+    """`embed` before a resumed block: computed again by the pass, but taken from the base run like all that lies
+    before."""
     return site.kind == "embed" and layer > 0
 
 
@@ -208,9 +211,7 @@ def _for_rows(run: Run, base: Base) -> list[Edit]:
 
 
 def _before(model: Model, site: Site, group: Any) -> bool:
-    return site.kind != "module" and (
-        model.body.order(site.base)[0] < group.layer or _at_entry(model, site, group.layer)
-    )
+    return site.kind != "module" and (model.body.order(site.base)[0] < group.layer or _at_entry(site, group.layer))
 
 
 def _result(

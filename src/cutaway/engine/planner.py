@@ -3,9 +3,9 @@
 For each distinct input, one base run stores what the edited runs share; then each edited run computes only
     depth      the blocks from its first edit on, from the stored residual stream
     position   in a causal model the columns from its first edit on, with the base run's keys and values before them
-and runs that start at the same block and column are stacked as rows of one batch, within `max_tokens` a pass. Neighbouring
-starts are merged where a pass of its own would cost more than the columns it saves. Logits are computed only where asked,
-and a pass ends after its last read. What the model does not allow (the audit says) is not used.
+and runs that start at the same block and column are stacked as rows of one batch, within `max_tokens` a pass.
+Neighbouring starts are merged where a pass of its own would cost more than the columns it saves. Logits are computed
+only where asked, and a pass ends after its last read. What the model does not allow (the audit says) is not used.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_READ, DISPATCH = 8, {"cpu": 1e7}
 """What one more pass costs beyond its tokens, in tokens a layer: reading the weights costs as much as some tokens, and
-launching a layer's operations as much as that many multiply-adds (other devices than the CPU: a thousand times more)."""
+launching a layer's operations as much as that many multiply-adds (other devices than the CPU: a thousand times
+more)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Explanation:
     """One full forward pass a run."""
     planned: int
     bound: int
-    """Only what an edit can change, computed once, with base runs; no plan of exact passes over whole blocks is cheaper."""
+    """Only what an edit can change, computed once, with base runs; no plan of exact passes over whole blocks is
+    cheaper."""
     passes: int
     base_passes: int
     widest: int
@@ -74,8 +76,10 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.runs} runs in {self.passes} passes ({self.base_passes} of them base runs), at most {self.widest} tokens a pass",
-            f"{self.planned:,} tokens x layers instead of {self.naive:,}: {self.ratio:.1f} times fewer (bound {self.naive / max(1, self.bound):.1f})",
+            f"{self.runs} runs in {self.passes} passes ({self.base_passes} of them base runs), at most "
+            f"{self.widest} tokens a pass",
+            f"{self.planned:,} tokens x layers instead of {self.naive:,}: {self.ratio:.1f} times fewer (bound "
+            f"{self.naive / max(1, self.bound):.1f})",
             *self.notes,
         ]
         return "\n".join(lines)
@@ -229,7 +233,8 @@ def pass_overhead(model: Model) -> int:
 
 
 def _merged(starts: dict[tuple[int, int], list[int]], rows: int, width: int, depth: int, extra: int) -> list[Group]:
-    """For each block the cheapest partition of its start columns into neighbours that share a pass (dynamic programme)."""
+    """For each block the cheapest partition of its start columns into neighbours that share a pass (dynamic
+    programme)."""
     groups: list[Group] = []
     for layer in sorted({layer for layer, _ in starts}):
         columns = sorted(column for at, column in starts if at == layer)

@@ -27,6 +27,7 @@ class Run:
 
 
 Reduce: TypeAlias = Callable[[RunResult, Int[Tensor, " rows"]], Tensor]
-"""Turns the result of some rows of a run into something with those rows on its first axis; the rows' indices are given."""
+"""Turns the result of some rows of a run into something with those rows on its first axis; the rows' indices are
+given."""
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (done, total) in tokens x layers."""

@@ -87,7 +87,8 @@ class Anatomy:
         return len(self.layers)
 
     def tap(self, site: Site) -> Tap:
-        """Where a site is. Raises OutOfRange for a layer or unit that does not exist, SiteUnavailable with the reason."""
+        """Where a site is. Raises OutOfRange for a layer or unit that does not exist, SiteUnavailable with the
+        reason."""
         if site.kind == "module":
             assert site.path is not None
             return Tap(site.path, "input" if site.port == "input" else "output")
@@ -96,7 +97,8 @@ class Anatomy:
             if not 0 <= site.layer < self.n_layers:
                 near = site.layer % self.n_layers if self.n_layers else 0
                 raise OutOfRange(
-                    f"site '{site}': this model has {self.n_layers} layers (0-{self.n_layers - 1}). Did you mean '{site.kind}.{near}'?",
+                    f"site '{site}': this model has {self.n_layers} layers (0-{self.n_layers - 1}). Did you "
+                    f"mean '{site.kind}.{near}'?",
                     site=str(site),
                     layer=site.layer,
                 )

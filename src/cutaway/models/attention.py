@@ -1,4 +1,5 @@
-"""The attention tap: a function registered with transformers' attention interface that reads and edits q, k, v, z, scores and pattern.
+"""The attention tap: a function registered with transformers' attention interface that reads and edits q, k, v, z,
+scores and pattern.
 
 For each attention implementation that a model may run (sdpa, eager, flash...) one twin is registered, under the name
 `cutaway_<name>`, *together with the mask function of the original*: a name without one silently drops the causal mask.
@@ -94,7 +95,8 @@ def eager_kernel(module: nn.Module) -> Callable[..., Any]:
         if found is not None:
             return found
     raise SiteUnavailable(
-        f"scores and pattern of {type(module).__name__}: its file has no eager attention kernel to show them; read q, k, v or z instead",
+        f"scores and pattern of {type(module).__name__}: its file has no eager attention kernel to show them; "
+        "read q, k, v or z instead",
         reason="no eager kernel",
     )
 
@@ -115,7 +117,8 @@ def _eager(
 
 
 def additive_mask(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor | None:
-    """The mask that an eager kernel adds, from the one a fused kernel got: boolean, or None where it infers causality itself."""
+    """The mask that an eager kernel adds, from the one a fused kernel got: boolean, or None where it infers
+    causality itself."""
     low = torch.finfo(query.dtype).min
     q_len, k_len = query.shape[2], key.shape[2]
     if mask is None:

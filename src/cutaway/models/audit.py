@@ -1,8 +1,10 @@
 """Audit: prove on the loaded weights that every site is what its name says.
 
 Identities, on short random rows:
-    residual    resid_pre + attn_write + mlp_write = resid_post (post-norm blocks: through their norms); resid_mid between
-    attention   pattern rows sum to one; pattern @ v = z; the output projection of z is attn_out; softmax(scores) = pattern
+    residual    resid_pre + attn_write + mlp_write = resid_post (post-norm blocks: through their norms); resid_mid
+    between
+    attention   pattern rows sum to one; pattern @ v = z; the output projection of z is attn_out; softmax(scores) =
+    pattern
     identity    an edit that changes nothing leaves the logits bit-equal (scores and pattern: against the eager kernel)
     effect      a real edit at the site moves the output, so that the site is upstream of it
     causal      a changed last token leaves all earlier logits as they were
@@ -44,7 +46,8 @@ def probe_ids(module: nn.Module, *, rows: int, length: int) -> Tensor:
 
 
 def audit(model: "cutaway.models.model.Model") -> Anatomy:
-    """The model's anatomy with the status of every site, and with what passes may be cut short. Cost: some twenty short passes a site kind."""
+    """The model's anatomy with the status of every site, and with what passes may be cut short. Cost: some twenty
+    short passes a site kind."""
     anatomy = model.body
     tokens = model.encode(probe_ids(model.module, rows=2, length=7))
     found = _identities(model, tokens)

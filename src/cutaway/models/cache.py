@@ -1,4 +1,5 @@
-"""A key/value cache that holds the fixed prefix of some rows and grows no further: each pass sees prefix + its own columns."""
+"""A key/value cache that holds the fixed prefix of some rows and grows no further: each pass sees prefix + its own
+columns."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,8 @@ class PrefixCache:
 
     @staticmethod
     def of(keys_values: Mapping[int, tuple[Tensor, Tensor]], n_layers: int, length: int) -> Any:
-        """A cache of `length` columns. `keys_values`: by layer, keys and values [batch pos kv_head d_head]; others are never asked."""
+        """A cache of `length` columns. `keys_values`: by layer, keys and values [batch pos kv_head d_head]; others
+        are never asked."""
         from transformers.cache_utils import Cache, CacheLayerMixin
 
         class Layer(CacheLayerMixin):
@@ -27,7 +29,11 @@ class PrefixCache:
                 """Nothing to do: the prefix is all there is."""
 
             def update(
-                self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+                self,
+                key_states: Tensor,
+                value_states: Tensor,
+                *_: Any,
+                **__: Any,
             ) -> tuple[Tensor, Tensor]:
                 import torch
 

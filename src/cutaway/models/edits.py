@@ -53,7 +53,8 @@ class Edit:
             )
         if self.source is not None and self.site.base not in self.source.tensors:
             raise BadEdit(
-                f"edit of {self.site}: the source did not capture {self.site.base}; it has {', '.join(map(str, list(self.source)[:6]))}",
+                f"edit of {self.site}: the source did not capture {self.site.base}; it has "
+                f"{', '.join(map(str, list(self.source)[:6]))}",
                 site=str(self.site),
             )
 
@@ -79,7 +80,8 @@ class Edit:
 
     @cached_property
     def slot_ndim(self) -> int:
-        """Axes of one selected slot: 1 in the residual stream; heads have 2, one head 1, one neuron 0; a pattern [head key]."""
+        """Axes of one selected slot: 1 in the residual stream; heads have 2, one head 1, one neuron 0; a pattern
+        [head key]."""
         whole = 2 if self.site.axis in ("head", "kv_head") else 1
         return whole - (1 if isinstance(self.site.unit, int) else 0)
 
@@ -91,7 +93,8 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """An edit on the rows `first : first + len(tokens)` of one forward pass, whose column 0 is column `start` of the rows."""
+    """An edit on the rows `first : first + len(tokens)` of one forward pass, whose column 0 is column `start` of
+    the rows."""
 
     edit: Edit
     tokens: Tokens | None
@@ -107,7 +110,8 @@ class Placed:
         return self.edit.site
 
     def check(self, slot: Sequence[int]) -> None:
-        """Compare the value's shape with what is selected, before anything runs. `slot`: the site's shape after [batch pos]."""
+        """Compare the value's shape with what is selected, before anything runs. `slot`: the site's shape after
+        [batch pos]."""
         unit = self.site.unit
         if unit is not None:
             size = slot[0]
@@ -149,7 +153,8 @@ class Placed:
         if shape not in allowed:
             shown = " or ".join(str(a) for a in allowed)
             raise BadEdit(
-                f"edit of {self.site}: the value has shape {shape}, the selection takes {shown} (one vector for every slot, or the exact shape); nothing is broadcast",
+                f"edit of {self.site}: the value has shape {shape}, the selection takes {shown} (one vector for "
+                "every slot, or the exact shape); nothing is broadcast",
                 site=str(self.site),
                 found=shape,
                 allowed=allowed,
@@ -161,20 +166,23 @@ class Placed:
             return
         if len(source.tokens) != len(own):
             raise BadEdit(
-                f"edit of {self.site}: the source has {len(source.tokens)} rows, the run {len(own)}; use source.take(rows) to line them up",
+                f"edit of {self.site}: the source has {len(source.tokens)} rows, the run {len(own)}; use "
+                "source.take(rows) to line them up",
                 site=str(self.site),
             )
         here, there = own.positions(self.site.pos, ends=self.ends), source.tokens.positions(self.site.pos)
         for row in self._rows():
             if len(here[row]) != len(there[row]):
                 raise BadEdit(
-                    f"edit of {self.site}: row {row} selects {len(here[row])} tokens here and {len(there[row])} in the source; select a named position, or align the prompts",
+                    f"edit of {self.site}: row {row} selects {len(here[row])} tokens here and {len(there[row])} "
+                    "in the source; select a named position, or align the prompts",
                     site=str(self.site),
                     row=row,
                 )
             if self.site.kind in PATTERN_KINDS and own.lengths[row] != source.tokens.lengths[row]:
                 raise BadEdit(
-                    f"edit of {self.site}: row {row} has {own.lengths[row]} keys here and {source.tokens.lengths[row]} in the source",
+                    f"edit of {self.site}: row {row} has {own.lengths[row]} keys here and "
+                    f"{source.tokens.lengths[row]} in the source",
                     site=str(self.site),
                     row=row,
                 )
@@ -338,7 +346,8 @@ class Placed:
         if self.site.kind == "module":
             if value.shape not in (old.shape, old.shape[1:], old.shape[2:]):
                 raise BadEdit(
-                    f"edit of {self.site}: the value has shape {list(value.shape)}, the site {list(old.shape)}; nothing is broadcast",
+                    f"edit of {self.site}: the value has shape {list(value.shape)}, the site {list(old.shape)}; "
+                    "nothing is broadcast",
                     site=str(self.site),
                 )
             return value.to(old)
@@ -357,7 +366,8 @@ class Placed:
         if not isinstance(new, Tensor) or new.shape != old.shape:
             found = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
             raise BadEdit(
-                f"edit of {self.site}: the function got shape {tuple(old.shape)} and returned {found}; return the same shape",
+                f"edit of {self.site}: the function got shape {tuple(old.shape)} and returned {found}; return "
+                "the same shape",
                 site=str(self.site),
             )
         return new.to(old)

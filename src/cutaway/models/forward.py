@@ -1,4 +1,5 @@
-"""One forward pass of a model, with reads and edits: the primitive that every run, plan, gradient and generation is made of."""
+"""One forward pass of a model, with reads and edits: the primitive that every run, plan, gradient and generation is
+made of."""
 
 import inspect
 from collections.abc import Sequence
@@ -40,7 +41,8 @@ def logit_columns(tokens: Tokens, logits: LogitsAt) -> list[list[int]] | None:
         return tokens.columns(logits)
     if len(logits) != len(tokens) or len({len(row) for row in logits}) != 1:
         raise UsageError(
-            f"logits: {len(logits)} rows of positions for {len(tokens)} rows of tokens; give each row equally many positions"
+            f"logits: {len(logits)} rows of positions for {len(tokens)} rows of tokens; give each row equally "
+            "many positions"
         )
     columns = [[p + (n if p < 0 else 0) for p in row] for row, n in zip(logits, tokens.lengths)]
     if any(not 0 <= p < n for row, n in zip(columns, tokens.lengths) for p in row):
@@ -91,7 +93,8 @@ def forward(
     cache: Any = None,
     keep_graph: bool = False,
 ) -> tuple[Tensor | None, dict[Site, Tensor]]:
-    """Logits at the wanted columns [batch columns d_vocab] (None when none are wanted) and the values of the sites read.
+    """Logits at the wanted columns [batch columns d_vocab] (None when none are wanted) and the values of the sites
+    read.
 
     With `start`, only the columns from there on are computed and `cache` holds keys and values of the earlier ones;
     values of sites then cover the computed columns (keys and values: all). Edits must all fire exactly once.
@@ -146,7 +149,7 @@ def run_raw(
     """One pass of a wrapped module: its own output, and the sites read."""
     placed = [Placed(edit, None) for edit in edits]
     check(model, placed, reads)
-    session = Session(model.module, None, placed, reads)
+    session, out = Session(model.module, None, placed, reads), None
     with torch.no_grad(), session:
         out = model.module(*inputs.args, **inputs.kwargs)
     session.check_fired()

@@ -1,4 +1,5 @@
-"""Generation with edits in force: positions are absolute, and the key/value cache changes the cost, never the tokens."""
+"""Generation with edits in force: positions are absolute, and the key/value cache changes the cost, never the
+tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,7 +30,8 @@ def generate(
     stop: int | None = None,
     on_token: Callable[[Tensor], None] | None = None,
 ) -> Tokens:
-    """Prompts and their continuations, padded on the left; roles keep naming prompt positions ('end': the last prompt token).
+    """Prompts and their continuations, padded on the left; roles keep naming prompt positions ('end': the last
+    prompt token).
 
     An edit without a position acts on every token, prompt and new; a position is absolute (a new token has one too),
     negative ones and 'end' count from the end of the prompt; a predicate acts on every token that satisfies it; a
@@ -38,15 +40,7 @@ def generate(
     With `cache=False` each step recomputes everything: the slow oracle. Cost with cache: one forward of the prompt and
     one of each new token. Raises EditNeverApplied for a position that was never reached.
     """
-    if max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens={max_new_tokens}: at least 1")
-    if temperature < 0:
-        raise UsageError(f"temperature={temperature}: 0 is greedy, above it samples")
-    if temperature > 0 and generator is None:
-        raise UsageError("sampling needs generator=torch.Generator().manual_seed(...), so that it can be repeated")
-    if not getattr(model.module, "can_generate", lambda: True)():
-        name = type(model.module).__name__
-        raise UsageError(f"{name} does not predict next tokens, so it cannot continue a prompt; use run() or capture()")
+    _check_request(model, max_new_tokens, temperature, generator)
     tokens = _left_padded(prompt, model.pad_id)
     ends = tokens.lengths
     check(model, [Placed(edit, tokens, ends=ends) for edit in edits], [])
@@ -71,6 +65,20 @@ def generate(
     return tokens
 
 
+def _check_request(
+    model: "cutaway.models.model.Model", max_new_tokens: int, temperature: float, generator: torch.Generator | None
+) -> None:
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens={max_new_tokens}: at least 1")
+    if temperature < 0:
+        raise UsageError(f"temperature={temperature}: 0 is greedy, above it samples")
+    if temperature > 0 and generator is None:
+        raise UsageError("sampling needs generator=torch.Generator().manual_seed(...), so that it can be repeated")
+    if not getattr(model.module, "can_generate", lambda: True)():
+        name = type(model.module).__name__
+        raise UsageError(f"{name} does not predict next tokens, so it cannot continue a prompt; use run() or capture()")
+
+
 def _step(
     model: "cutaway.models.model.Model",
     placed: Sequence[Placed],
@@ -84,11 +92,12 @@ def _step(
     kwargs = model.inputs(tokens, seen, state)
     if "logits_to_keep" in model.accepts:
         kwargs["logits_to_keep"] = 1
+    out: Any = None
     with memory_named(len(tokens)), torch.no_grad(), session:
-        logits = model.module(**kwargs).logits[:, -1]
+        out = model.module(**kwargs)
     for i, count in enumerate(session.fired):
         fired[i] += count
-    return logits
+    return out.logits[:, -1]
 
 
 def _require_fired(edits: Sequence[Edit], fired: list[int], n_run: int) -> None:
@@ -100,7 +109,8 @@ def _require_fired(edits: Sequence[Edit], fired: list[int], n_run: int) -> None:
         if missed or count == 0:
             what = f"position {missed[0]} was never reached" if missed else "it never fired"
             raise EditNeverApplied(
-                f"edit {edit}: {what}; {n_run} positions (0-{n_run - 1}) went through the model, the last token does not: "
+                f"edit {edit}: {what}; {n_run} positions (0-{n_run - 1}) went through the model, the last token "
+                "does not: "
                 "generate more tokens, or choose an earlier position",
                 site=str(edit.site),
             )
@@ -118,7 +128,8 @@ def _left_padded(tokens: Tokens, pad_id: int) -> Tokens:
 def _new_cache(model: "cutaway.models.model.Model") -> Any:
     from transformers import DynamicCache
 
-    return DynamicCache(config=model.module.config)
+    config: Any = model.module.config
+    return DynamicCache(config=config)
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

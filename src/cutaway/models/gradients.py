@@ -1,4 +1,5 @@
-"""Gradients of a scalar of the logits with respect to sites: one forward and one backward pass, whatever the number of sites."""
+"""Gradients of a scalar of the logits with respect to sites: one forward and one backward pass, whatever the number
+of sites."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def grad(
         scalar = metric(logits)
     if scalar.ndim != 0 or not scalar.requires_grad:
         raise UsageError(
-            f"metric: it must return one number that depends on the logits; got shape {tuple(scalar.shape)}, requires_grad={scalar.requires_grad}"
+            f"metric: it must return one number that depends on the logits; got shape {tuple(scalar.shape)}, "
+            f"requires_grad={scalar.requires_grad}"
         )
     found = torch.autograd.grad(scalar, [values[carriers[site]] for site in bases], allow_unused=True)
     slopes = {site: torch.zeros_like(values[site]) if g is None else g.detach() for site, g in zip(bases, found)}

@@ -1,4 +1,5 @@
-"""Load: an embedded name, a local folder, a hub id or an in-memory model becomes a `Model`; any module can be wrapped."""
+"""Load: an embedded name, a local folder, a hub id or an in-memory model becomes a `Model`; any module can be
+wrapped."""
 
 import json
 import os
@@ -56,7 +57,8 @@ def load(
 
 
 def wrap(module: nn.Module, name: str | None = None) -> Model:
-    """Any `nn.Module`, with sites by module path: `sites.module('encoder.layer.0', 'input')`. Runs take its own arguments."""
+    """Any `nn.Module`, with sites by module path: `sites.module('encoder.layer.0', 'input')`. Runs take its own
+    arguments."""
     _refuse_nan(module, name or type(module).__name__)
     return Model(module, None, None, name or type(module).__name__)
 
@@ -160,7 +162,6 @@ def _check_folder(folder: Path) -> None:
 
 
 def _read_module(where: str, name: str, **options: Any) -> nn.Module:
-    from safetensors import SafetensorError
     from transformers import AutoConfig
 
     local = Path(where).is_dir()
@@ -168,33 +169,50 @@ def _read_module(where: str, name: str, **options: Any) -> nn.Module:
     options = {key: value for key, value in options.items() if value is not None}
     device = options.pop("device", None)
     pinned = {"revision": options["revision"]} if "revision" in options else {}
-    try:
+    # a tensor that the files lack would be drawn at random
+    with _named_errors(name, local), _no_bars(), torch.random.fork_rng(devices=[]):
         config = AutoConfig.from_pretrained(where, local_files_only=offline, **pinned)
-        with _no_bars():
-            module, info = _auto_class(config).from_pretrained(
-                where, local_files_only=offline, output_loading_info=True, **options
-            )
+        module, info = _auto_class(config).from_pretrained(
+            where, local_files_only=offline, output_loading_info=True, **options
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelIncomplete(
+            f"model {name!r}: {len(missing)} tensors are not in the files ({', '.join(missing[:3])}); they would be "
+            "random numbers: download the weights again",
+            missing=missing,
+        )
+    return module.to(device) if device is not None else module
+
+
+@contextmanager
+def _named_errors(name: str, local: bool) -> Iterator[None]:
+    """What reading a model's files raises, as errors that say what to do."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except SafetensorError as error:
         raise ModelIncomplete(
             f"model {name!r}: a weight file is broken or half-downloaded ({error}); download it again", missing=[]
         ) from error
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ModelIncomplete(
+            f"model {name!r}: its weights do not fit its config.json ({_first_line(error)}); download both again",
+            missing=[],
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
         if local:
             raise ModelIncomplete(
-                f"model {name!r}: the folder cannot be read ({_first_line(error)})", missing=[]
+                f"model {name!r}: the folder cannot be read ({_first_line(error)}); download it again", missing=[]
             ) from error
         raise ModelNotFound(
-            f"model {name!r}: not an embedded model ({', '.join(embedded_names())}), not a folder, and the hub did not give it ({_first_line(error)}); "
-            "check the id, your network, and HF_TOKEN for a gated model",
+            f"model {name!r}: not an embedded model ({', '.join(embedded_names())}), not a folder, and the hub "
+            f"did not give it ({_first_line(error)}); check the id, your network, and HF_TOKEN for a gated model",
             name=name,
         ) from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelIncomplete(
-            f"model {name!r}: {len(missing)} tensors are not in the files ({', '.join(missing[:3])}); they would be random numbers",
-            missing=missing,
-        )
-    return module.to(device) if device is not None else module
 
 
 @contextmanager
@@ -202,17 +220,18 @@ def _no_bars() -> Iterator[None]:
     """transformers draws no progress bar while this is open; the user's setting is put back."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    # transformers' own switch alone: its public functions also turn the hub's, which an environment variable may hold
+    shown = logging._tqdm_active
+    logging._tqdm_active = False
     try:
         yield
     finally:
-        if shown:
-            logging.enable_progress_bar()
+        logging._tqdm_active = shown
 
 
 def _auto_class(config: Any) -> Any:
-    """The class that the files were saved from, when transformers knows it with a head; else causal, masked, or bare."""
+    """The class that the files were saved from, when transformers knows it with a head; else causal, masked, or
+    bare."""
     import transformers
 
     for name in getattr(config, "architectures", None) or []:
@@ -240,7 +259,8 @@ def _read_tokenizer(where: str, revision: str | None) -> Any:
         )
     except (OSError, ValueError) as error:
         raise ModelIncomplete(
-            f"tokenizer of {where}: it cannot be read ({_first_line(error)})", missing=["tokenizer"]
+            f"tokenizer of {where}: it cannot be read ({_first_line(error)}); download it again, or pass tokenizer=",
+            missing=["tokenizer"],
         ) from error
 
 
@@ -253,7 +273,8 @@ def _refuse_nan(module: nn.Module, name: str) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
             raise ModelNotFinite(
-                f"model {name!r}: {key} holds {count} NaN or infinite numbers; every result would be NaN. Load undamaged weights",
+                f"model {name!r}: {key} holds {count} NaN or infinite numbers; every result would be NaN. Load "
+                "undamaged weights",
                 tensor=key,
                 count=count,
             )

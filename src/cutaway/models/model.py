@@ -1,4 +1,5 @@
-"""A loaded model: the module, untouched, with its tokenizer and its anatomy. Thin: the work is done by functions that take it."""
+"""A loaded model: the module, untouched, with its tokenizer and its anatomy. Thin: the work is done by functions
+that take it."""
 
 import itertools
 import json
@@ -36,7 +37,8 @@ class RunResult:
 
 
 class Model:
-    """A module with its tokenizer and anatomy. Made by `cutaway.load` or `cutaway.wrap`; the module stays usable as it is."""
+    """A module with its tokenizer and anatomy. Made by `cutaway.load` or `cutaway.wrap`; the module stays usable as
+    it is."""
 
     def __init__(self, module: nn.Module, tokenizer: Any, anatomy: Anatomy | None, name: str) -> None:
         self.module = module
@@ -63,7 +65,8 @@ class Model:
         """The anatomy, or SiteUnavailable for a wrapped module."""
         if self._anatomy is None:
             raise SiteUnavailable(
-                f"{self.name}: a wrapped module has no anatomy; address sites by module path, as in sites.module('encoder.0')",
+                f"{self.name}: a wrapped module has no anatomy; address sites by module path, as in "
+                "sites.module('encoder.0')",
                 reason="wrapped module",
             )
         return self._anatomy
@@ -120,7 +123,8 @@ class Model:
         bos: bool | None = None,
         mask: Tensor | None = None,
     ) -> Tokens:
-        """Token rows of prompts: texts, lists of ids, or a tensor of ids [batch pos] (with its mask, when it is padded).
+        """Token rows of prompts: texts, lists of ids, or a tensor of ids [batch pos] (with its mask, when it is
+        padded).
 
         `bos`: True or False adds or leaves out the beginning-of-sequence token; None is the tokenizer's own habit.
         `roles` names positions: for each name one index a row, counted in the row without padding, BOS included.
@@ -139,9 +143,11 @@ class Model:
     def _known(self, tokens: Tokens) -> Tokens:
         """The same rows, or UsageError for an id that is not in the vocabulary."""
         n = self._anatomy.d_vocab if self._anatomy is not None else None
-        bad = (tokens.mask & ((tokens.ids < 0) | (tokens.ids >= n))).nonzero() if n is not None else []
-        if len(bad):
-            row, column = bad[0].tolist()
+        if n is None:
+            return tokens
+        bad = (tokens.mask & ((tokens.ids < 0) | (tokens.ids >= n))).nonzero().tolist()
+        if bad:
+            row, column = bad[0]
             raise UsageError(
                 f"token id {int(tokens.ids[row, column])} in row {row}: this model has {n} tokens (0-{n - 1}); "
                 "encode with the tokenizer that belongs to it"
@@ -236,14 +242,13 @@ class Model:
                 )
             )
         )
-        wanted = (
-            [reads] if isinstance(reads, Site | str) else list(reads) if not isinstance(reads, SiteSet) else [reads]
-        )
-        found = [Site.parse(s) if isinstance(s, str) else s for s in wanted]
+        wanted = [reads] if isinstance(reads, Site | SiteSet | str) else reads
+        found: list[Any] = [Site.parse(s) if isinstance(s, str) else s for s in wanted]
         for site in [*found, *(e.site for e in edits)]:
             if not isinstance(site, Site) or site.kind != "module":
                 raise SiteUnavailable(
-                    f"site {site}: a wrapped module has no anatomy; address sites by module path, as in sites.module('encoder.0')",
+                    f"site {site}: a wrapped module has no anatomy; address sites by module path, as in "
+                    "sites.module('encoder.0')",
                     reason="wrapped module",
                 )
             self.submodule(site.path or "")
@@ -311,7 +316,8 @@ def _refuse_hidden_padding(ids: Tensor, model: Model) -> None:
     if bool(at_edge.any()) and not bool(at_edge.all()):
         row = int(at_edge.nonzero()[0])
         raise UsageError(
-            f"row {row} begins or ends with the padding id {pad}, and no mask was given: padding would be read as text; pass mask=, or lists of ids",
+            f"row {row} begins or ends with the padding id {pad}, and no mask was given: padding would be read "
+            "as text; pass mask=, or lists of ids",
             row=row,
         )
 

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,6 +39,12 @@ class Call:
     output: Tensor | None = None
     end: int = -1
     tuple_output: bool = False
+
+    @property
+    def value(self) -> Tensor:
+        """The output, of a call that has one."""
+        assert self.output is not None
+        return self.output
 
 
 @dataclass
@@ -85,7 +92,8 @@ def resolve(
     blocks = find_blocks(trace, root)
     if not blocks:
         raise SelfCheckFailed(
-            f"{type(root).__name__}: no list of blocks that pass a residual stream on was found; use cutaway.wrap(module) and address modules by path",
+            f"{type(root).__name__}: no list of blocks that pass a residual stream on was found; use "
+            "cutaway.wrap(module) and address modules by path",
             model=type(root).__name__,
         )
     paths = {id(module): name for name, module in root.named_modules()}
@@ -94,7 +102,7 @@ def resolve(
     act = next((_one(trace, layer.taps["mlp_act"]) for layer in layers if "mlp_act" in layer.taps), None)
     last = blocks[-1].output
     assert last is not None
-    final = _final_norm(trace, blocks, head, paths)
+    final = _final_norm(trace, blocks, head)
     taps = {"logits": Tap("", "output")}
     if embedding is not None and id(embedding) in paths:
         taps["embed"] = Tap(paths[id(embedding)], "output")
@@ -129,7 +137,7 @@ def find_blocks(trace: Trace, root: nn.Module) -> list[Call]:
         calls = [
             call for child, _ in module.named_children() for call in trace.of(f"{name}.{child}" if name else child)
         ]
-        chained = all(close(a.output, b.input) for a, b in zip(calls, calls[1:]))
+        chained = all(close(a.output, b.input) for a, b in pairwise(calls))
         residual = all(
             c.output is not None and c.input is not None and c.output.ndim == 3 and c.output.shape == c.input.shape
             for c in calls
@@ -157,8 +165,9 @@ def _one(trace: Trace, tap: Tap) -> Tensor | None:
     return None if not calls else calls[0].input if tap.port == "input" else calls[0].output
 
 
-def _final_norm(trace: Trace, blocks: list[Call], head: nn.Module | None, paths: Mapping[int, str]) -> str | None:
-    """The module after the last block that reads its output; its own output is what the head reads (when there is one)."""
+def _final_norm(trace: Trace, blocks: list[Call], head: nn.Module | None) -> str | None:
+    """The module after the last block that reads its output; its own output is what the head reads (when there is
+    one)."""
     last = blocks[-1].output
     wanted = next((c.input for c in trace.calls if head is not None and c.module is head), None)
     for call in trace.calls:
@@ -226,7 +235,8 @@ class _Block:
 
     def _writes(self) -> tuple[str, Call | None, Call | None, Tap | None]:
         before, after = self.block.input, self.block.output
-        assert before is not None and after is not None
+        assert before is not None
+        assert after is not None
         candidates = self._candidates(before)
         for solve in (self._additive, self._post_norm):
             if (found := solve(before, after, candidates)) is not None:
@@ -256,7 +266,7 @@ class _Block:
                 ("single", found[0], None, None) if self._from_attention(found[0]) else ("single", None, found[0], None)
             )
         attn, mlp = found if self._from_attention(found[0]) or not self._from_attention(found[1]) else found[::-1]
-        mid = self._reader(before + attn.output)
+        mid = self._reader(before + attn.value)
         return ("sequential" if mid else "parallel", attn, mlp, mid)
 
     def _post_norm(self, before: Tensor, after: Tensor, candidates: list[Call]):
@@ -264,14 +274,14 @@ class _Block:
             if norm.output is None or _linear(norm.module):
                 continue
             attn = next(
-                (c for c in candidates if self._from_attention(c) and close(norm.input, before + c.output)), None
+                (c for c in candidates if self._from_attention(c) and close(norm.input, before + c.value)), None
             )
             if attn is None:
                 continue
             mid = norm.output
             for last in self.calls:
                 mlp = next(
-                    (c for c in candidates if close(last.input, mid + c.output) and close(last.output, after)), None
+                    (c for c in candidates if close(last.input, mid + c.value) and close(last.output, after)), None
                 )
                 if mlp is not None and last is not mlp:
                     self.norms = (norm.path, last.path)
@@ -291,7 +301,7 @@ class _Block:
     # -- MLP
 
     def _mlp(self, write: Call) -> None:
-        experts = self._experts(write)
+        experts = self._experts()
         if experts is not None:
             return self._moe(write, experts)
         down = self._behind(write)
@@ -345,7 +355,7 @@ class _Block:
                 return path
         return act.path
 
-    def _experts(self, write: Call) -> Call | None:
+    def _experts(self) -> Call | None:
         """A module with stacked weights, one matrix an expert."""
         return next((c for c in self.calls if any(p.ndim == 3 for p in c.module.parameters(recurse=False))), None)
 

@@ -87,7 +87,8 @@ TRANSFORMER_LENS: dict[str, str] = {
     "mlp.hook_post": "mlp_act",
     "hook_mlp_out": "mlp_write",
 }
-"""TransformerLens names (the part after `blocks.L.`) and what they mean here. Its `attn_out` and `mlp_out` are residual writes."""
+"""TransformerLens names (the part after `blocks.L.`) and what they mean here. Its `attn_out` and `mlp_out` are
+residual writes."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ Position: TypeAlias = int | tuple[int, ...] | str | Where | None
 
 @dataclass(frozen=True)
 class Site:
-    """A named activation, with what is selected of it. Hashable; `str` and `Site.parse` are inverse (predicates excepted)."""
+    """A named activation, with what is selected of it. Hashable; `str` and `Site.parse` are inverse (predicates
+    excepted)."""
 
     kind: str
     """A name of KINDS, or 'module'."""
@@ -124,13 +126,13 @@ class Site:
     batch_rows: tuple[int, ...] | None = None
     """Rows of the batch, None for all."""
     path: str | None = None
-    """Module path, for kind 'module'."""
+    """Module path, for kind 'module'; '' is the whole network."""
     port: str = "output"
     """'input' or 'output', for kind 'module'."""
 
     def __post_init__(self) -> None:
         if self.kind == "module":
-            if not self.path or self.port not in ("input", "output"):
+            if self.path is None or self.port not in ("input", "output"):
                 raise UsageError(
                     f"a module site needs a path and the port 'input' or 'output', not {self.path!r}, {self.port!r}"
                 )
@@ -167,7 +169,8 @@ class Site:
         """One head (its axis is dropped) or several. `k` and `v` count key/value heads."""
         if self.axis not in ("head", "kv_head"):
             raise UsageError(
-                f"site {self}: it has no heads; heads are at {', '.join(k for k in KINDS if KINDS[k].axis in ('head', 'kv_head'))}"
+                f"site {self}: it has no heads; heads are at "
+                f"{', '.join(k for k in KINDS if KINDS[k].axis in ('head', 'kv_head'))}"
             )
         return replace(self, unit=head if isinstance(head, int) else tuple(head))
 
@@ -197,7 +200,8 @@ class Site:
         return Edit(self, op, **fields)
 
     def patch(self, source: "cutaway.models.activations.Activations") -> "cutaway.models.edits.Edit":
-        """Take the value from another run: same rows, same positions (a role is looked up in the source's own inputs)."""
+        """Take the value from another run: same rows, same positions (a role is looked up in the source's own
+        inputs)."""
         return self._edit("patch", source=source)
 
     def replace(self, value: Tensor | float) -> "cutaway.models.edits.Edit":

@@ -6,7 +6,7 @@ session: another thread that runs the same model at the same time sees the plain
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -231,7 +231,8 @@ class Session:
         return True
 
     def at(self, module: nn.Module, kind: str, value: Tensor, q_len: int) -> Tensor:
-        """Called by the attention function; `value` is [batch pos head ...], for scores and pattern [batch query head key]."""
+        """Called by the attention function; `value` is [batch pos head ...], for scores and pattern [batch query
+        head key]."""
         layer = self._layer_of[id(module)]
         start = self.start + q_len - value.shape[1] if kind in _KEYS_AND_VALUES else self.start
         edits = [i for i, p in enumerate(self.edits) if p.site.kind == kind and p.site.layer == layer]
@@ -320,8 +321,10 @@ def switched(root: nn.Module) -> Iterator[None]:
 
     Counted by config, because the setting lives there: models may share one, and sessions may overlap.
     """
-    found = [getattr(module, "config", None) for module in root.modules()]
-    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation_internal")}
+    found: list[Any] = [getattr(module, "config", None) for module in root.modules()]
+    configs: dict[int, Any] = {
+        id(config): config for config in found if hasattr(config, "_attn_implementation_internal")
+    }
     with _lock:
         for key, config in configs.items():
             setting = _settings.setdefault(key, _Setting(config, config._attn_implementation_internal))
@@ -341,7 +344,8 @@ def switched(root: nn.Module) -> Iterator[None]:
 
 
 def others_hook(root: nn.Module) -> str | None:
-    """The path of a module with a forward hook that is neither ours nor transformers' nor accelerate's; None without."""
+    """The path of a module with a forward hook that is neither ours nor transformers' nor accelerate's; None
+    without."""
     known = ("cutaway", "transformers", "accelerate")
     for path, module in root.named_modules():
         for hook in [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]:
@@ -373,7 +377,7 @@ def _first_output(output: Any, path: str) -> tuple[Callable[[Tensor], Any], Tens
         i = next((i for i, item in enumerate(output) if isinstance(item, Tensor)), None)
         if i is not None:
             return (lambda new: type(output)([*output[:i], new, *output[i + 1 :]])), output[i]
-    if hasattr(output, "values"):
+    if isinstance(output, Mapping):
         name = next((name for name, item in output.items() if isinstance(item, Tensor)), None)
         if name is not None:
             return (lambda new: type(output)(**{**output, name: new})), output[name]

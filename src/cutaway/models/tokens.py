@@ -35,7 +35,8 @@ class Tokens:
     def __post_init__(self) -> None:
         if self.ids.shape != self.mask.shape or self.ids.ndim != 2 or 0 in self.ids.shape:
             raise UsageError(
-                f"tokens need ids and mask of one shape [batch pos], neither empty; got {tuple(self.ids.shape)} and {tuple(self.mask.shape)}"
+                f"tokens need ids and mask of one shape [batch pos], neither empty; got {tuple(self.ids.shape)} "
+                f"and {tuple(self.mask.shape)}"
             )
         edges = (self.mask[:, 1:] != self.mask[:, :-1]).sum(1)
         if (
@@ -49,10 +50,11 @@ class Tokens:
         if "end" not in self.roles:
             object.__setattr__(self, "roles", {**self.roles, "end": tuple(n - 1 for n in self.lengths)})
         for name, where in self.roles.items():
-            bad = [(row, p) for row, p in enumerate(where) if not 0 <= p < self.lengths[row]]
+            bad = [(row, p) for row, (p, n) in enumerate(zip(where, self.lengths)) if not 0 <= p < n]
             if len(where) != len(self) or bad:
                 raise UsageError(
-                    f"role {name!r}: needs one position inside each of the {len(self)} rows; got {len(where)}, outside: {bad[:3]}"
+                    f"role {name!r}: needs one position inside each of the {len(self)} rows; got {len(where)}, "
+                    f"outside: {bad[:3]}"
                 )
 
     def __len__(self) -> int:
@@ -122,7 +124,8 @@ class Tokens:
         if isinstance(pos, Where):
             if self.texts is None:
                 raise UsageError(
-                    f"position {pos}: a token predicate needs a tokenizer, and these inputs were given as ids without one"
+                    f"position {pos}: a token predicate needs a tokenizer, and these inputs were given as ids "
+                    "without one"
                 )
             return [[p for p, text in enumerate(texts) if pos.predicate(text)] for texts in self.texts]
         wanted = (pos,) if isinstance(pos, int) else pos

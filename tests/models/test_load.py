@@ -1,0 +1,184 @@
+"""Load: what is broken is named with its remedy; what is sound comes back with the same numbers and no side effect."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cutaway
+from cutaway.errors import ModelIncomplete, ModelInTraining, ModelNotFinite, ModelNotFound, UsageError
+from tests.families import tiny
+from tests.models.samples import loaded, plain, rows, tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny("llama").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_gives_the_model_that_was_saved(folder, capfd):
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    model = cutaway.load(folder)
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled() == shown
+    assert model.digest == loaded("llama").digest
+    assert torch.equal(model.run(rows()).logits, loaded("llama").run(rows()).logits)
+    assert model.encode("t5 t6").row(0) == [1, 5, 6]
+    assert model.body == loaded("llama").body
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_users_progress_bars_are_as_they_were(folder, shown, monkeypatch, capfd):
+    from transformers.utils import logging
+
+    monkeypatch.setattr(logging, "_tqdm_active", shown)
+    cutaway.load(folder, audit=False)
+    assert capfd.readouterr().err == ""
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ModelIncomplete):
+        cutaway.load(folder, audit=False)
+    assert logging.is_progress_bar_enabled() == shown
+
+
+def test_options_of_loading(folder):
+    assert cutaway.load(folder, dtype="bfloat16", audit=False).dtype == torch.bfloat16
+    assert cutaway.load(folder, device="cpu", audit=False).device == torch.device("cpu")
+    mapped = cutaway.load(folder, device_map={"": "cpu"}, audit=False)
+    assert torch.equal(mapped.run(rows()).logits, loaded("llama").run(rows()).logits)
+    own = tokenizer(bos=False)
+    assert cutaway.load(folder, own, audit=False).tokenizer is own
+    with pytest.raises(UsageError, match=r"device=, dtype= and device_map= choose how files are loaded; move or cast"):
+        cutaway.load(tiny("gpt2"), dtype="float32")
+
+
+def shorten(path: Path, share: float = 0.6) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def drop_tensor(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.self_attn.q_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def widen(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 60}))
+
+
+def promise_shards(folder: Path) -> None:
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (folder / "model.safetensors").rename(folder / shards["a"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), r"config.json is missing; download the whole repository again"),
+        (lambda f: (f / "config.json").write_text("{"), r"cannot be read .*config.json"),
+        (lambda f: (f / "model.safetensors").unlink(), r"no weights \(\*.safetensors\).*fetch them again"),
+        (promise_shards, r"1 of 2 shards of the index are missing \(model-00002-of-00002.safetensors\).*fetch them"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{"), r"index.json is broken .*download it again"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{}"), r"index.json is broken .*download it again"),
+        (lambda f: shorten(f / "model.safetensors"), r"broken or half-downloaded .*; download it again"),
+        (lambda f: shorten(f / "model.safetensors", 0.001), r"broken or half-downloaded .*; download it again"),
+        (drop_tensor, r"1 tensors are not in the files \(model.layers.1.self_attn.q_proj.weight\).*random numbers"),
+        (widen, r"do not fit its config.json .*; download both again"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), r"tokenizer of .*cannot be read .*; download it again"),
+    ],
+)
+def test_a_damaged_folder_says_what_is_wrong(folder, damage, message):
+    damage(folder)
+    with pytest.raises(ModelIncomplete, match=message) as caught:
+        cutaway.load(folder, audit=False)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(folder, number):
+    hf = tiny("llama")
+    with torch.no_grad():
+        hf.model.layers[1].mlp.down_proj.weight[0, 0] = number
+    message = r"model.layers.1.mlp.down_proj.weight holds 1 NaN or infinite numbers.*Load undamaged weights"
+    with pytest.raises(ModelNotFinite, match=message):
+        cutaway.load(hf)
+    hf.save_pretrained(folder)
+    with pytest.raises(ModelNotFinite, match=message):
+        cutaway.load(folder)
+    with pytest.raises(ModelNotFinite, match=message):
+        cutaway.wrap(hf)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", r"'./nowhere': no such folder; check the path"),
+        ("/nowhere/at/all", r"no such folder"),
+        ("nobody/nothing", r"'nobody/nothing': not an embedded model .*check the id, your network, and HF_TOKEN"),
+        (__file__, r"a file, not a folder; give the folder that holds config.json"),
+    ],
+)
+def test_a_model_that_is_nowhere(name, message):
+    with pytest.raises(ModelNotFound, match=message):
+        cutaway.load(name)
+
+
+def test_a_folder_without_tokenizer_takes_ids(tmp_path):
+    tiny("gpt2").save_pretrained(tmp_path)
+    model = cutaway.load(tmp_path, audit=False)
+    assert model.tokenizer is None
+    assert torch.equal(model.run(rows()).logits, loaded("gpt2").run(rows()).logits)
+
+
+def test_a_model_in_training_mode_is_traced_given_back_and_not_run():
+    hf = tiny("gpt2").train()
+    hf.transformer.h[1].eval()
+    modes = [m.training for m in hf.modules()]
+    model = cutaway.load(hf)
+    assert [m.training for m in hf.modules()] == modes
+    for use in (
+        lambda: model.run(rows()),
+        lambda: model.generate(rows()),
+        lambda: model.capture(rows(), ["z.1"]),
+        lambda: model.grad(rows(), lambda logits: logits.sum(), ["z.1"]),
+    ):
+        with pytest.raises(
+            ModelInTraining, match=r"training mode, so dropout would make runs random; call model.module.eval"
+        ):
+            use()
+    hf.eval()
+    hf.transformer.h[2].mlp.dropout.train()
+    with pytest.raises(ModelInTraining):
+        model.run(rows())
+    hf.eval()
+    assert torch.equal(model.run(rows()).logits, plain(model, model.encode(rows())).logits)
+
+
+def test_importing_models_does_not_import_transformers():
+    code = "import sys, cutaway.models, cutaway.engine; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_configuration_is_part_of_the_identity():
+    one, other = (
+        cutaway.load(tiny("llama", rope_parameters={"rope_type": "default", "rope_theta": t}), audit=False)
+        for t in (1e4, 2e4)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one.module.parameters(), other.module.parameters()))
+    assert one.digest != other.digest
+    assert (
+        one.digest
+        == cutaway.load(tiny("llama", rope_parameters={"rope_type": "default", "rope_theta": 1e4}), audit=False).digest
+    )
+    assert loaded("llama", "eager").digest == loaded("llama", "sdpa").digest

@@ -180,7 +180,6 @@ cutaway.wrap(Half().eval()).run(torch.ones(1, 2), edits=[edit])
         "Mend the function. The original exception is the error's `__cause__`.",
         'model.run("cat dog", edits=[cutaway.sites.resid_pre[1].apply(lambda x: 1 / 0)])',
     ),
-    "PositionPassed": Row("Edit a position that is still computed, or run the prompt again without its cache."),
     "Interrupted": Row(
         "Run the same command again: finished steps are kept and are not computed anew. No file is left half-written."
     ),

@@ -17,7 +17,6 @@
     ├── EngineError           a run
     │   ├── EditNeverApplied      an edit that did not fire
     │   ├── EditFailed            an exception inside a caller's edit function
-    │   ├── PositionPassed        a position that lies before the cached prefix
     │   ├── Interrupted           stopped by the user; says what was kept
     │   └── OutOfMemory           says which batch would fit
     ├── DataError             a task and its files
@@ -120,10 +119,6 @@ class EditNeverApplied(EngineError):
 
 class EditFailed(EngineError):
     """An exception inside a caller's edit function. The model is left as it was."""
-
-
-class PositionPassed(EngineError):
-    """A position that lies before the cached prefix."""
 
 
 class Interrupted(EngineError):

@@ -48,6 +48,18 @@ def residual(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
     ]
 
 
+def ends(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
+    """Only late logits are asked for, so that the last block need not compute the columns before them."""
+    acts = model.capture(clean, sites.resid_pre[:])
+    wanted = ("end", ((8, -2), (7, -1), (5, 4)))
+    return [
+        Run(corrupt, (Site("resid_pre", layer).at(pos).patch(acts), *also), logits=wanted[(layer + i) % 2])
+        for layer in range(3)
+        for i, pos in enumerate((-2, 5, [3, 5]))
+        for also in ((), (sites.v[layer].head(1).at(2).scale(3.0),))
+    ]
+
+
 def heads(model: Model, clean: Tokens, corrupt: Tokens) -> list[Run]:
     acts = model.capture(clean, [Site(k, layer) for k in ("q", "k", "v", "z") for layer in range(3)])
     runs = []
@@ -125,7 +137,7 @@ def largest_difference(left: list, right: list) -> float:
 
 
 @pytest.mark.parametrize("pad", ["right", "left"])
-@pytest.mark.parametrize("edits", [residual, heads, neurons, patterns, several])
+@pytest.mark.parametrize("edits", [residual, ends, heads, neurons, patterns, several])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_plan_equals_reference(family, edits, pad):
     model = model_of(family)

@@ -2,7 +2,7 @@
 it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,7 +116,7 @@ def _chunk(plan: "cutaway.engine.planner.Plan", share: Any, rows: list[int]) -> 
         step = plan.runs_a_pass(share, group)
         for first in range(0, len(group.runs), step):
             indices = group.runs[first : first + step]
-            cost = len(indices) * len(rows) * (tokens.width - group.start) * max(1, depth - group.layer)
+            cost = replace(group, runs=indices).cost(len(rows), tokens.width, depth)
             for i, (index, result) in enumerate(zip(indices, _pass(plan, group, indices, base))):
                 yield index, result, cost if i == 0 else 0
 
@@ -179,16 +179,18 @@ def _pass(plan: "cutaway.engine.planner.Plan", group: Any, indices: Sequence[int
         else sorted({c for w in wanted for row in w or [] for c in row if c >= group.start})
     )
     reads = list(dict.fromkeys(s.base for run in runs for s in run.reads if not _before(model, s, group)))
-    logits, values = forward(
-        model,
-        base.tokens.repeat(times) if times > 1 else base.tokens,
-        edits=edits,
-        reads=reads,
-        logits=None if columns is None else [columns] * (n * times),
-        start=group.start,
-        resume=Resume(group.layer, base.state(group.layer, group.start, times)) if group.layer > 0 else None,
-        cache=base.cache(model, group.layer, group.start, times) if group.start > 0 else None,
-    )
+    wide = base.tokens.repeat(times) if times > 1 else base.tokens
+    asked = None if columns is None else [columns] * (n * times)
+    begin: dict[str, Any] = {
+        "edits": edits,
+        "start": group.start,
+        "resume": Resume(group.layer, base.state(group.layer, group.start, times)) if group.layer > 0 else None,
+        "cache": base.cache(model, group.layer, group.start, times) if group.start > 0 else None,
+    }
+    if group.cut is None:
+        logits, values = forward(model, wide, reads=reads, logits=asked, **begin)
+    else:
+        logits, values = _end(model, wide, group.cut, asked, begin)
     return [
         _result(
             model,
@@ -202,6 +204,22 @@ def _pass(plan: "cutaway.engine.planner.Plan", group: Any, indices: Sequence[int
         )
         for j, (run, w) in enumerate(zip(runs, wanted))
     ]
+
+
+def _end(model: Model, tokens: Tokens, cut: int, asked: Any, begin: dict[str, Any]) -> tuple[Tensor | None, dict]:
+    """A pass up to the last block's keys and values, then that block alone, for the columns from `cut` on."""
+    last = model.body.n_layers - 1
+    entry, *pair = Site("resid_pre", last), Site("k", last), Site("v", last)
+    _, values = forward(model, tokens, reads=[entry, *pair], logits=[[]] * len(tokens), **begin)
+    keys_values = {last: (values[pair[0]], values[pair[1]])}
+    return forward(
+        model,
+        tokens,
+        logits=asked,
+        start=cut,
+        resume=Resume(last, values[entry][:, cut - begin["start"] :]),
+        cache=PrefixCache.of(keys_values, model.body.n_layers, cut),
+    )
 
 
 def _for_rows(run: Run, base: Base) -> list[Edit]:

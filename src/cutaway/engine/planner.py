@@ -5,12 +5,14 @@ For each distinct input, one base run stores what the edited runs share; then ea
     position   in a causal model the columns from its first edit on, with the base run's keys and values before them
 and runs that start at the same block and column are stacked as rows of one batch, within `max_tokens` a pass.
 Neighbouring starts are merged where a pass of its own would cost more than the columns it saves. Logits are computed
-only where asked, and a pass ends after its last read. What the model does not allow (the audit says) is not used.
+only where asked, and a pass ends after its last read. Where a run returns logits of its last columns alone, the last
+block gives keys and values of the columns before them and nothing else. What the model does not allow (the audit says)
+is not used.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 from cutaway.engine.request import Progress, Reduce, Run
 from cutaway.errors import UsageError
@@ -18,16 +20,16 @@ from cutaway.models.anatomy import Anatomy
 from cutaway.models.edits import Placed
 from cutaway.models.forward import check, logit_columns
 from cutaway.models.model import Model
+from cutaway.models.sites import Site
 from cutaway.models.taps import others_hook
 from cutaway.models.tokens import Tokens
-
-if TYPE_CHECKING:
-    from cutaway.models.sites import Site
 
 WEIGHTS_READ, DISPATCH = 8, {"cpu": 1e7}
 """What one more pass costs beyond its tokens, in tokens a layer: reading the weights costs as much as some tokens, and
 launching a layer's operations as much as that many multiply-adds (other devices than the CPU: a thousand times
 more)."""
+KEYS_AND_VALUES = 0.25
+"""What keys and values (with the queries that come along) cost, as a share of a block: a quarter in GPT-2's shape."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,16 @@ class Group:
     layer: int
     start: int
     runs: tuple[int, ...]
+    cut: int | None = None
+    """First column that the last block is computed for; of those before it only its keys and values. None: all."""
+
+    def cost(self, rows: int, width: int, depth: int) -> int:
+        """Tokens x layers of all its runs on `rows` rows."""
+        columns, blocks = width - self.start, max(1, depth - self.layer)
+        if self.cut is None:
+            return len(self.runs) * rows * columns * blocks
+        saved = int((1 - KEYS_AND_VALUES) * (self.cut - self.start))
+        return len(self.runs) * rows * (columns * blocks - saved)
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,10 @@ class Plan:
         return max(1, self.max_tokens // (min(share.rows, len(share.inputs)) * (share.inputs.width - group.start)))
 
     def _passes(self, share: Share) -> int:
-        stacked = sum(-(-len(group.runs) // self.runs_a_pass(share, group)) for group in share.groups)
+        stacked = sum(
+            -(-len(group.runs) // self.runs_a_pass(share, group)) * (1 if group.cut is None else 2)
+            for group in share.groups
+        )
         return _chunks(share) * (stacked + (1 if share.base else 0))
 
     def _widest(self, share: Share) -> int:
@@ -139,8 +154,9 @@ class Plan:
 
     def _bound(self, share: Share, depth: int) -> int:
         rows, width = len(share.inputs), share.inputs.width
-        starts = [_start(self.model.body, self.runs[i]) for group in share.groups for i in group.runs]
-        edited = sum(rows * (width - start) * (depth - layer) for layer, start in starts)
+        alone = [Group(*_start(self.model.body, self.runs[i]), (i,)) for group in share.groups for i in group.runs]
+        least = [replace(g, cut=_cut(self.model, [self.runs[g.runs[0]]], g, 0)) for g in alone]
+        edited = sum(g.cost(rows, width, depth) for g in least)
         return edited + (rows * width * depth if share.base or share.plain else 0)
 
     def _notes(self) -> tuple[str, ...]:
@@ -189,7 +205,8 @@ def _share(model: Model, runs: Sequence[Run], indices: Sequence[int], max_tokens
             starts.setdefault(_start(model.body, runs[i]), []).append(i)
     plain = tuple(i for i in indices if not runs[i].edits)
     extra = pass_overhead(model)
-    groups = tuple(_merged(starts, len(inputs), inputs.width, depth, extra))
+    merged = _merged(starts, len(inputs), inputs.width, depth, extra)
+    groups = tuple(replace(g, cut=_cut(model, [runs[i] for i in g.runs], g, extra)) for g in merged)
     base = bool(plain) or any(g.layer > 0 or g.start > 0 for g in groups)
     share = Share(inputs, base, plain, groups, rows)
     if base and not plain:
@@ -216,13 +233,29 @@ def _start(body: Anatomy, run: Run) -> tuple[int, int]:
     return layer, min((min(_first_columns(run.inputs, e.site)) for e in run.edits), default=0)
 
 
-def _first_columns(inputs: Tokens, site: "Site") -> list[int]:
+def _first_columns(inputs: Tokens, site: Site) -> list[int]:
     if site.pos is None or site.kind == "logits":
         return [0]
     columns = inputs.columns(site.pos)
     rows = site.batch_rows if site.batch_rows is not None else range(len(inputs))
     found = [min(columns[row]) for row in rows if columns[row]]
     return found or [0]
+
+
+def _cut(model: Model, runs: Sequence[Run], group: Group, extra: int) -> int | None:
+    """The first column whose logits are asked for, when nothing else of what the last block computes is."""
+    body, last = model.body, model.body.n_layers - 1
+    if body.resume or body.suffix or not group.layer <= last or last < 1 or any(run.reads for run in runs):
+        return None
+    inside = body.order(Site("resid_mid", last))
+    if any(e.site.kind == "module" or body.order(e.site) >= inside for run in runs for e in run.edits):
+        return None
+    wanted = [logit_columns(run.inputs, run.logits) for run in runs]
+    if any(columns is None for columns in wanted):
+        return None
+    cut = min(column for columns in wanted for row in columns or [] for column in row)
+    saved = len(runs) * len(runs[0].inputs) * (1 - KEYS_AND_VALUES) * (cut - group.start)
+    return cut if cut > group.start and saved > extra else None
 
 
 def pass_overhead(model: Model) -> int:
@@ -267,4 +300,4 @@ def _share_cost(share: Share, depth: int, extra: int = 0) -> int:
     rows, width = len(share.inputs), share.inputs.width
     passes = extra * (len(share.groups) + int(share.base)) * depth
     base = rows * width * depth if share.base else 0
-    return base + passes + sum(len(g.runs) * rows * (width - g.start) * max(1, depth - g.layer) for g in share.groups)
+    return base + passes + sum(g.cost(rows, width, depth) for g in share.groups)

@@ -150,7 +150,8 @@ def run_raw(
     placed = [Placed(edit, None) for edit in edits]
     check(model, placed, reads)
     session, out = Session(model.module, None, placed, reads), None
-    with torch.no_grad(), session:
+    rows = next((len(t) for t in [*inputs.args, *inputs.kwargs.values()] if isinstance(t, Tensor) and t.ndim), 1)
+    with memory_named(rows), torch.no_grad(), session:
         out = model.module(*inputs.args, **inputs.kwargs)
     session.check_fired()
     return out, session.values

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutaway.errors import ModelIncomplete, ModelNotFinite, ModelNotFound, UsageError, did_you_mean
+from cutaway.errors import ModelIncomplete, ModelNotFinite, ModelNotFound, SelfCheckFailed, UsageError, did_you_mean
 from cutaway.models import audit as auditing
 from cutaway.models.anatomy import Anatomy
 from cutaway.models.model import Model, weights
@@ -80,15 +80,17 @@ def from_module(module: nn.Module, tokenizer: Any, *, name: str, audit: bool) ->
 
 def trace_anatomy(module: nn.Module) -> Anatomy:
     """Resolve the anatomy from one short traced pass on random ids."""
-    config = getattr(module, "config", None)
-    embedding = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None  # type: ignore[operator]
-    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None  # type: ignore[operator]
+    embedding, head = _ends(module)
     ids = auditing.probe_ids(module, rows=2, length=6)
     model = Model(module, None, None, type(module).__name__)
     tokens = model.encode(ids)
-    trace = watch(
-        module, lambda: module(**model.inputs(tokens)), with_attention=hasattr(config, "_attn_implementation")
-    )
+    interface = hasattr(getattr(module, "config", None), "_attn_implementation")
+    try:
+        trace = watch(module, lambda: module(**model.inputs(tokens)), with_attention=interface)
+    except Exception as error:
+        raise _not_traced(
+            module, f"a pass on token ids fails ({type(error).__name__}: {_first_line(error)})"
+        ) from error
     weight = getattr(head, "weight", None) if head is not None else None
     n_vocab = int(weight.shape[0]) if isinstance(weight, Tensor) else getattr(embedding, "num_embeddings", None)
     anatomy = resolve(trace, module, head=head, embedding=embedding, n_vocab=n_vocab)
@@ -99,6 +101,27 @@ def trace_anatomy(module: nn.Module) -> Anatomy:
         }
         anatomy = replace(anatomy, refused=refused, taps={k: v for k, v in anatomy.taps.items() if k != "logits"})
     return anatomy
+
+
+def _ends(module: nn.Module) -> tuple[Any, Any]:
+    """The token embedding, and the unembedding (None when there is none)."""
+    try:
+        embedding = module.get_input_embeddings()  # type: ignore[operator]
+        head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        embedding, head = None, None
+    if not hasattr(embedding, "num_embeddings"):
+        raise _not_traced(module, "it has no token embedding")
+    return embedding, head
+
+
+def _not_traced(module: nn.Module, why: str) -> SelfCheckFailed:
+    name = type(module).__name__
+    return SelfCheckFailed(
+        f"{name}: {why}, so its sites cannot be found by watching it; use cutaway.wrap(module) and address modules by "
+        "path, as in sites.module('encoder.0')",
+        model=name,
+    )
 
 
 # -- files

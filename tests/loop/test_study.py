@@ -3,13 +3,17 @@
 import importlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import cutaway
 from cutaway.claims import Ledger
-from cutaway.errors import Interrupted, NoBehavior, WrongModel
+from cutaway.errors import Interrupted, ModelNotFound, NoBehavior, UsageError, WrongModel
+from cutaway.loop.assemble import rerun_lines
+from cutaway.loop.options import Options
+from cutaway.loop.steps import Steps, steps_folder
 from cutaway.models import Model
 from cutaway.zoo import scrambled
 
@@ -103,7 +107,7 @@ def test_an_interruption_keeps_what_is_finished_and_leaves_no_report(model, task
     assert caught.value.kept == ["residual stream", "heads and MLPs"]
     assert "Run the same study again" in str(caught.value)
     assert not (tmp_path / "report").exists()
-    files = list((tmp_path / ".report.steps").iterdir())
+    files = list((tmp_path / ".report.steps").glob("*.safetensors"))
     assert sorted(p.name.rsplit("-", 1)[0] for p in files) == ["heads-and-MLPs", "residual-stream"]
 
 
@@ -123,7 +127,7 @@ def test_the_scrambled_twin_is_stopped_by_the_behavior_check(model, task, tmp_pa
     twin = cutaway.load(scrambled(model.module, seed=0), model.tokenizer)
     with pytest.raises(NoBehavior) as caught:
         cutaway.study(twin, task, out=tmp_path / "report")
-    assert "needed 0.5" in str(caught.value)
+    assert "at least 0.5 is needed" in str(caught.value)
     assert not (tmp_path / "report").exists()
 
 
@@ -140,3 +144,70 @@ def test_artifacts_hold_the_raw_values(finished, model):
     effects = cutaway.patching.Effects.load(path, model)
     assert effects.values.shape == (len(effects.labels), len(effects.ids))
     assert json.loads(report.artifact("study.json"))["seed"] == 0
+
+
+def test_the_lines_that_run_it_again_are_true(finished, model, task):
+    result, _ = finished
+    lines = result.report.rerun
+    assert lines.command == f"cutaway study induction --n {N_PAIRS} --model induction-2l"
+    scope: dict = {}
+    exec("\n".join(lines.python.splitlines()[:-1]), scope)
+    assert scope["task"].digest == task.digest
+
+
+@pytest.mark.parametrize("change", [{"metric": "logprob_diff"}, {"seed": 5}, {"name": "mine/..é task"}])
+def test_a_task_that_is_not_the_built_in_one_is_named_by_its_file(model, task, change):
+    other = cutaway.tasks.get("induction", model, n=N_PAIRS, seed=5) if "seed" in change else replace(task, **change)
+    command, python = rerun_lines(model, other, Options())
+    assert command.startswith("cutaway study artifacts/")
+    assert "Task.load('artifacts/" in python
+
+
+def test_options_are_in_the_command_quoted(model, task):
+    odd = Model(model.module, model.tokenizer, model.anatomy, "my models/x")
+    command, _ = rerun_lines(odd, task, Options(alpha=0.01, n_candidates=2))
+    assert "--model 'my models/x' --n-candidates 2 --alpha 0.01" in command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"out": ""}, "give the folder"),
+        ({"seed": -1}, "seed=-1: 0 or more"),
+        ({"minimum_gap": float("nan")}, "a number above 0"),
+        ({"n_candidates": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused_first(model, task, tmp_path, arguments, message):
+    given = {"task": task, "out": tmp_path / "report", **arguments}
+    with pytest.raises(UsageError, match=message):
+        cutaway.study(model, given.pop("task"), **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_is_not_a_task(model, tmp_path):
+    with pytest.raises(UsageError, match="give a task, as in"):
+        importlib.import_module("cutaway.loop.study")._require(model, "induction", tmp_path)
+
+
+def test_a_place_that_cannot_take_a_report_is_refused_before_anything_runs(model, task, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    for place in ("file", "full", "file/below"):
+        with pytest.raises(UsageError):
+            cutaway.study(model, task, out=tmp_path / place, progress=lambda *_: pytest.fail("something ran"))
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+
+
+def test_two_processes_do_not_study_into_one_folder(model, task, tmp_path):
+    steps = Steps(steps_folder(tmp_path / "report"), model, task)
+    with steps.alone(), pytest.raises(UsageError, match="another process is studying"):
+        cutaway.study(model, task, out=tmp_path / "report")
+
+
+def test_a_model_that_cannot_be_loaded_by_name_has_to_be_given(model, finished, monkeypatch, tmp_path):
+    room = importlib.import_module("cutaway.loop.repeat")
+    for source in ({"kind": "memory", "name": "LlamaForCausalLM"}, {"kind": "folder", "name": str(tmp_path / "gone")}):
+        with pytest.raises(ModelNotFound, match=r"repeat\(folder, model\)"):
+            room._model({**source, "dtype": "float32"})

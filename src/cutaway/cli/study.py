@@ -1,5 +1,6 @@
 """`cutaway study`: the whole loop on one behavior of one model, from the behavior check to the report."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,18 @@ def study(
     ] = None,
     n: Pairs = None,
     seed: Seed = 0,
+    candidates: Annotated[
+        int, typer.Option("--n-candidates", min=1, help="Components that get a claim of their own.")
+    ] = 3,
+    alpha: Annotated[float, typer.Option("--alpha", help="Level of each test.")] = 0.05,
+    minimum_gap: Annotated[
+        float | None,
+        typer.Option("--minimum-gap", help="Smallest gap that counts as behavior. [default: 0.5 nat]"),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="DTYPE", help="Load the weights as float32, bfloat16 or float16.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="Such as cpu or cuda.")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Begin anew; else what an earlier run of the same study finished is kept.")
     ] = False,
@@ -29,14 +42,18 @@ def study(
     import cutaway
 
     folder = out or Path(f"{Path(task).stem}-{Path(model).name}")
+    options = {"seed": seed, "n_candidates": candidates, "alpha": alpha, "minimum_gap": minimum_gap, "force": force}
+    usual = {"seed": 0, "n_candidates": 3, "alpha": 0.05, "minimum_gap": None, "force": False}
+    chosen = _words({name: value for name, value in options.items() if value != usual[name]})
+    cast = _words({name: value for name, value in (("dtype", dtype), ("device", device)) if value is not None})
     console.python(
-        f"import cutaway\n\nmodel = cutaway.load({model!r})\n{code(task, n, seed)}\n"
-        f"result = cutaway.study(model, task, out={str(folder)!r}, seed={seed}{', force=True' if force else ''})"
+        f"import cutaway\n\nmodel = cutaway.load({model!r}{cast})\n{code(task, n, seed)}\n"
+        f"result = cutaway.study(model, task, out={str(folder)!r}{chosen})"
     )
-    loaded = cutaway.load(model)
+    loaded = cutaway.load(model, dtype=dtype, device=device)
     found = resolve(task, loaded, n=n, seed=seed)
     with console.progress() as progress:
-        result = cutaway.study(loaded, found, out=folder, seed=seed, force=force, progress=progress)
+        result = cutaway.study(loaded, found, out=folder, progress=progress, **options)
     if as_json:
         console.emit(
             {"report": str(result.folder), "html": str(result.folder / "report.html"), "verdicts": result.verdicts}
@@ -44,6 +61,11 @@ def study(
     else:
         console.table(("verdict", "claim"), [(verdict, claim) for claim, verdict in result.verdicts.items()])
         console.show(f"\nReport: {result.folder / 'report.html'}")
-        console.say(f"Check it with: cutaway verify {result.folder}")
+        console.say(f"Check it with: cutaway verify {shlex.quote(str(result.folder))}")
     if not result.supported:
         raise typer.Exit(3)
+
+
+def _words(options: dict[str, object]) -> str:
+    """Keyword arguments as Python writes them, each after a comma."""
+    return "".join(f", {name}={value!r}" for name, value in options.items())

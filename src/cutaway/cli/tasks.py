@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Tasks: the behaviors that come wit
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A built-in task, or a task file (JSON lines).")]
 Pairs = Annotated[int | None, typer.Option("--n", min=1, metavar="N", help="Pairs to make; only for built-in tasks.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 
 
 @app.command("list", cls=Command)

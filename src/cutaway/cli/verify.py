@@ -23,6 +23,9 @@ def verify(
     rerun: Annotated[
         bool, typer.Option("--rerun", help="Run the experiments again too, and say which numbers moved.")
     ] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="MODEL", help="For --rerun: where the model is now.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute every hash and every verdict of REPORT, offline."""
@@ -34,7 +37,7 @@ def verify(
     )
     result = cutaway.report.verify(report)
     # what does not hold is not worth running again
-    again = _again(report) if rerun and result.holds else None
+    again = _again(report, model) if rerun and result.holds else None
     if as_json:
         repeated = {"rerun": _as_data(again)} if again else {}
         console.emit({"holds": result.holds, "findings": result.table(), **repeated})
@@ -49,11 +52,12 @@ def verify(
         raise typer.Exit(1)
 
 
-def _again(report: Path) -> "Repeated":
+def _again(report: Path, model: str | None) -> "Repeated":
     import cutaway
 
+    given = None if model is None else cutaway.load(model)
     with console.progress() as progress:
-        return cutaway.repeat(report, progress=progress)
+        return cutaway.repeat(report, given, progress=progress)
 
 
 def _as_data(again: "Repeated") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Assemble: findings and verdicts as a report: data for every figure, raw values as artifacts, how to run it again."""
 
 import platform
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,19 +13,20 @@ from typing import Any
 import torch
 
 from cutaway import engine
-from cutaway.artifacts import canonical
+from cutaway.artifacts import canonical, digest
 from cutaway.claims import Ledger
 from cutaway.claims.registration import code
 from cutaway.engine import Run
+from cutaway.errors import CutawayError
 from cutaway.loop import figures
 from cutaway.loop.confirm import Tested
 from cutaway.loop.identify import Behavior, Candidate, Findings
 from cutaway.loop.options import Options
 from cutaway.loop.propose import SIDE_EFFECT, breakable
-from cutaway.models import Model, Site
+from cutaway.models import Model, Site, embedded_names
 from cutaway.models.audit import table as audit_table
 from cutaway.report import StudyReport, claim_card, schema
-from cutaway.tasks import Task, metric_named, names
+from cutaway.tasks import Task, get, metric_named, names
 
 N_EXAMPLES = 4
 """Prompt pairs that are shown token by token."""
@@ -81,6 +83,18 @@ def report_of(found: Evidence, seconds: float) -> StudyReport:
     )
 
 
+def source_of(model: Model) -> dict[str, str]:
+    """How to load the model again: its name, what kind of name that is, and its dtype."""
+    kind = "hub"
+    if model.name == type(model.module).__name__:
+        kind = "memory"
+    elif model.name in embedded_names():
+        kind = "embedded"
+    elif Path(model.name).expanduser().is_dir():
+        kind = "folder"
+    return {"name": model.name, "kind": kind, "dtype": str(model.dtype).removeprefix("torch.")}
+
+
 def notes(found: Evidence) -> list[str]:
     """What could not be claimed, and why."""
     if not found.chosen:
@@ -99,7 +113,7 @@ def artifacts_of(found: Evidence) -> dict[str, bytes]:
     made = {f"{name}.safetensors": _bytes(part.save) for name, part in raw if hasattr(part, "save")}
     made |= {f"claim-{i}.json": (canonical(t.result.record) + "\n").encode() for i, t in enumerate(found.tested)}
     made["task.jsonl"] = _bytes(found.task.save)
-    options = {"model": found.model.name, "task": found.task.name, **asdict(found.options)}
+    options = {"model": source_of(found.model), "task": found.task.name, **asdict(found.options)}
     made["study.json"] = (canonical(options) + "\n").encode()
     return made
 
@@ -245,24 +259,36 @@ def _bytes(save: Callable[[Path], Any]) -> bytes:
 
 
 def rerun_lines(model: Model, task: Task, options: Options) -> tuple[str, str]:
-    """The command and the Python that do the same study."""
-    seed = options.seed
-    if task.name in names() and task.seed is not None:
-        named = f"{task.name} --n {len(task)}"
-        made = f"cutaway.tasks.get({task.name!r}, model, n={len(task)}, seed={seed})"
-    else:
-        named = f"{task.name}.jsonl"
-        made = f"cutaway.tasks.Task.load('{named}')"
+    """The command (to be run in the report's folder) and the Python that do the same study."""
+    builtin = _is_builtin(model, task, options.seed)
+    path = f"artifacts/{digest(_bytes(task.save))}.jsonl"
+    named = ["cutaway", "study", *([task.name, "--n", str(len(task))] if builtin else [path])]
+    made = f"cutaway.tasks.Task.load({path!r})"
+    if builtin:
+        made = f"cutaway.tasks.get({task.name!r}, model, n={len(task)}, seed={options.seed})"
+    dtype = str(model.dtype).removeprefix("torch.")
+    cast = [] if dtype == "float32" else [dtype]
     chosen = {key: value for key, value in asdict(options).items() if value != getattr(Options(), key)}
-    extra = "".join(f", {key}={value!r}" for key, value in chosen.items())
+    flags = [word for key, value in chosen.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    command = [*named, "--model", model.name, *(word for name in cast for word in ("--dtype", name)), *flags]
     lines = [
         "import cutaway",
         "",
-        f"model = cutaway.load({model.name!r})",
+        f"model = cutaway.load({', '.join([repr(model.name), *(f'dtype={name!r}' for name in cast)])})",
         f"task = {made}",
-        f"cutaway.study(model, task, out='report'{extra})",
+        f"cutaway.study(model, task, out='report'{''.join(f', {key}={value!r}' for key, value in chosen.items())})",
     ]
-    return f"cutaway study {named} --model {model.name} --seed {seed}", "\n".join(lines)
+    return shlex.join(command), "\n".join(lines)
+
+
+def _is_builtin(model: Model, task: Task, seed: int) -> bool:
+    """The built-in task of this name, size and seed is exactly this one."""
+    if task.name not in names():
+        return False
+    try:
+        return get(task.name, model, n=len(task), seed=seed).digest == task.digest
+    except CutawayError:
+        return False
 
 
 def _texts(model: Model, task: Task) -> dict[str, str]:

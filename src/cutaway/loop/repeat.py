@@ -9,7 +9,7 @@ from typing import Any
 
 from cutaway import report
 from cutaway.artifacts import require_same_model
-from cutaway.errors import BrokenEvidence
+from cutaway.errors import BrokenEvidence, ModelNotFound
 from cutaway.loop.options import Options
 from cutaway.loop.steps import Progress
 from cutaway.loop.study import study
@@ -45,8 +45,7 @@ def repeat(folder: Path | str, model: Model | None = None, *, progress: Progress
     """
     found = report.load(folder)
     options = json.loads(found.artifact("study.json"))
-    if model is None:
-        model = load(options["model"])
+    model = model or _model(options["model"])
     require_same_model(found.study.model.digest, model.digest, f"report {folder}")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "task.jsonl"
@@ -64,6 +63,17 @@ def repeat(folder: Path | str, model: Model | None = None, *, progress: Progress
     moved = {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
     same = [c.verdict for c in found.study.claims] == [c.verdict for c in again.report.claims]
     return Repeated(moved, len(keys), same)
+
+
+def _model(source: dict[str, str]) -> Model:
+    """Load the model of a report, by what its name was."""
+    name, kind = source["name"], source["kind"]
+    if kind == "memory" or (kind == "folder" and not Path(name).expanduser().is_dir()):
+        what = "was given in memory" if kind == "memory" else "is not in that folder here"
+        raise ModelNotFound(
+            f"the report's model {name!r} {what}; give it: repeat(folder, model), or --model", name=name
+        )
+    return load(name, dtype=None if source["dtype"] == "float32" else source["dtype"])
 
 
 def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:

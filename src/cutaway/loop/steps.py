@@ -1,13 +1,17 @@
 """Steps of a study that survive an interruption: each finished result is a file named by what it rests on."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from filelock import FileLock, Timeout
+
 from cutaway.artifacts import digest
 from cutaway.claims.registration import code
-from cutaway.errors import ArtifactError, Interrupted
+from cutaway.errors import ArtifactError, Interrupted, UsageError
 from cutaway.models import Model
 from cutaway.tasks import Task
 
@@ -23,6 +27,12 @@ class Saved(Protocol):
 
 
 T = TypeVar("T", bound=Saved)
+
+
+def steps_folder(out: Path) -> Path:
+    """Where the steps of a study into `out` are kept: beside it, hidden."""
+    place = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow links
+    return place.parent / f".{place.name}.steps"
 
 
 def silent(done: int, total: int, label: str) -> None:
@@ -41,6 +51,27 @@ class Steps:
     """Compute every step again, also finished ones."""
     kept: list[str] = field(default_factory=list)
     """Names of the steps that are finished and on disk."""
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The folder is this process's own while this is open; UsageError when it cannot be, or cannot be written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"another process is studying into {self.folder}; wait for it, or choose another folder",
+                out=self.folder,
+            ) from None
+        except OSError as error:
+            raise UsageError(
+                f"{self.folder} cannot be written ({error}); choose another folder", out=self.folder
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def do(
         self,

@@ -14,15 +14,16 @@ from pathlib import Path
 from types import MappingProxyType
 
 from cutaway.claims import Ledger
-from cutaway.errors import NoBehavior
+from cutaway.errors import NoBehavior, UsageError
 from cutaway.loop import assemble
 from cutaway.loop.confirm import confirm, holds
 from cutaway.loop.identify import Behavior, ablation_for, behavior, candidates, identify, together
 from cutaway.loop.options import Options
 from cutaway.loop.propose import chosen_of, propose
-from cutaway.loop.steps import Progress, Steps, silent
+from cutaway.loop.steps import Progress, Steps, silent, steps_folder
 from cutaway.models import Model
 from cutaway.report import StudyReport, behavior_check, write
+from cutaway.report.folder import require_room
 from cutaway.report.schema import BehaviorCheck
 from cutaway.tasks import Task, metric_named
 
@@ -66,13 +67,26 @@ def study(
         minimum_gap: in the metric's unit; None: 0.5 nat, or a tenth of a probability or share.
         force: compute every step again. The ledger is kept: what was opened stays opened, and is recorded as re-run.
     """
+    _require(model, task, out)
     out = Path(out)
     options = Options(seed=seed, n_candidates=n_candidates, alpha=alpha, minimum_gap=minimum_gap)
-    steps = Steps(out.parent / f".{out.name}.steps", model, task, progress or silent, fresh=force)
+    require_room(out)
+    steps = Steps(steps_folder(out), model, task, progress or silent, fresh=force)
     try:
-        return _study(model, task, out, steps, options)
+        with steps.alone():
+            return _study(model, task, out, steps, options)
     except KeyboardInterrupt:
         raise steps.interrupted("the study") from None
+
+
+def _require(model: object, task: object, out: object) -> None:
+    """Refuse what is no model, no task or no place, before anything runs."""
+    if not isinstance(model, Model):
+        raise UsageError(f"study: the first argument is a {type(model).__name__}; give a model, cutaway.load(...)")
+    if not isinstance(task, Task):
+        raise UsageError(f"study: the task is {task!r}; give a task, as in cutaway.tasks.get('induction', model)")
+    if not isinstance(out, Path | str) or not str(out):
+        raise UsageError(f"study: out={out!r}; give the folder that the report goes into")
 
 
 def _study(model: Model, task: Task, out: Path, steps: Steps, options: Options) -> StudyResult:
@@ -115,11 +129,15 @@ def no_behavior(model: Model, task: Task, check: BehaviorCheck) -> NoBehavior:
     """The error that stops a study before it starts."""
     unit = metric_named(task.metric).unit
     low = "-" if check.gap.low is None else f"{check.gap.low:.3g}"
+    gap = f"the gap from corrupt to clean prompts is {check.gap.value:.3g} {unit}"
+    why = []
+    if check.gap.low is None or check.gap.low < check.threshold:
+        why.append(f"{gap} with lower bound {low}, and at least {check.threshold:g} is needed")
+    if check.accuracy <= 0.5:
+        why.append(f"{check.accuracy:.0%} of the clean prompts are right, and more than half is needed")
     return NoBehavior(
-        f"{model.name} does not show {task.name!r}: on the explore split the gap from corrupt to clean prompts is "
-        f"{check.gap.value:.3g} {unit} (lower bound {low}, needed {check.threshold:g}); {check.accuracy:.0%} of the "
-        "clean prompts are right (needed: more than half). There is nothing to explain; choose another task, or "
-        "minimum_gap= when a smaller gap is the behavior",
+        f"{model.name} does not show {task.name!r} on the explore split: {'; '.join(why)}. There is nothing to "
+        "explain; choose another task, or minimum_gap= when a smaller gap is the behavior",
         gap=check.gap.value,
         accuracy=check.accuracy,
         threshold=check.threshold,

@@ -66,7 +66,7 @@ def write(folder: str | Path, study: StudyReport, artifacts: Mapping[str, bytes]
         ledger_lines: lines of the ledger's export, in order.
     """
     folder = Path(folder)
-    _require_room(folder)
+    require_room(folder)
     _require_results(study, artifacts)
     entries = tuple(_entry(name, content) for name, content in sorted(artifacts.items()))
     text = page.render(study, entries)
@@ -157,7 +157,7 @@ def _move(staged: Path, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _require_room(folder: Path) -> None:
+def require_room(folder: Path) -> None:
     """Refuse to replace anything but an earlier report."""
     if not folder.exists():
         return

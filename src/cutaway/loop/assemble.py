@@ -30,7 +30,7 @@ from cutaway.tasks import Task, get, metric_named, names
 
 N_EXAMPLES = 4
 """Prompt pairs that are shown token by token."""
-RERUN_NOTE = "Other machines and versions round differently; `cutaway verify --rerun` says which numbers moved."
+RERUN_NOTE = "Other machines and versions round differently; cutaway verify --rerun says which numbers moved."
 LIMITS = (
     "Effects are total effects: a part whose work others take over when it is gone looks less needed than it is.",
     "Ablation stays within the values that the task's prompts give; other choices (zero, other text) differ.",

@@ -1,6 +1,8 @@
 """A claim from freeze to verdict on a random model: registered, tested once, refused when anything changed."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,63 @@ def test_a_claim_that_says_nothing_testable_does_not_construct() -> None:
         claim(n_controls=10)
     with pytest.raises(UsageError, match=r"alpha 0\.5"):
         claim(alpha=0.5)
+    with pytest.raises(OutOfRange, match="seed=-1: at least 0"):
+        claim(seed=-1)
+
+
+@pytest.mark.parametrize(
+    "subject", [("z.1", "z.1.h0"), ("z.1.h0", "z.1.h0@end"), ("z.1.h0@1,2", "z.1.h0@2"), ("mlp_out.0", "mlp_out.0@end")]
+)
+def test_parts_of_a_subject_do_not_overlap(subject: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="overlap"):
+        claim(*subject)
+    assert claim("z.1.h0@end", "z.1.h0@third", "z.1.h1", "z.0").subject
+
+
+@pytest.mark.parametrize("exclude", ["z.2.h1", "z.2.h1@end", "z.2"])
+def test_a_subject_is_not_excluded_from_its_own_controls(exclude: str) -> None:
+    with pytest.raises(UsageError, match="part of the subject"):
+        claim("z.2.h1", exclude=(exclude,))
+
+
+def test_a_whole_layer_is_excluded_with_its_heads() -> None:
+    frozen = claim("z.1.h0", exclude=("z.2",)).freeze(toy_model(), toy_task(), search=12)
+    assert {site.split(".")[1] for one in frozen.plan["controls"]["sets"] for site in one["sites"]} == {"0", "1"}
+
+
+def test_a_single_control_supports_nothing(ledger: Ledger) -> None:
+    keep = ("z.0.h0", LOUD)
+    exclude = tuple(name for layer in range(3) for head in range(4) if (name := f"z.{layer}.h{head}") not in keep)
+    found = claim(exclude=exclude).freeze(toy_model(), toy_task(), search=12).run(toy_model(), toy_task(), ledger)
+    assert found.verdict == "inconclusive"
+    assert "only 1 matched component is left" in found.reason
+    assert "3 or more matched components" in found.outcome["would_change"]
+
+
+WRONG_KINDS = """
+from cutaway import claims, errors
+from cutaway.claims import Claim, Necessary, registration
+for make in (
+    lambda: Claim("x", ("z.1.h3",), "toy", Necessary(at_least=0.3)),
+    lambda: Claim("x", ("z.1.h3",), "toy", ("necessary",)),
+    lambda: Claim("x", ("z.1.h3",), "toy", (Necessary(at_least=0.3),), seed=1.5),
+    lambda: Necessary("0.3"),
+    lambda: Claim("x", ("z.1.h3",), "toy", [Necessary(at_least=0.3)]).freeze(None, Task, search="many"),
+):
+    try:
+        make()
+    except errors.UsageError as error:
+        print(error)
+"""
+
+
+def test_values_of_the_wrong_kind_are_named() -> None:
+    """In a Python of its own: here every call is checked for its types already."""
+    program = "class Task:\n    name = 'toy'\n" + WRONG_KINDS
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    wanted = ["give a tuple of predictions", "'necessary' is none", "seed=1.5", "at_least is a number", "search='many'"]
+    assert [text in line for text, line in zip(wanted, lines, strict=True)] == [True] * 5, lines
 
 
 def test_several_heads_of_a_site_are_several_components() -> None:
@@ -99,7 +158,7 @@ def test_freezing_looks_at_no_confirm_pair() -> None:
     plans = [claim(predictions=ALL).freeze(toy_model(), one, search=12).plan for one in (task, moved)]
     assert plans[0]["task"]["splits"]["confirm"] != plans[1]["task"]["splits"]["confirm"]
     for plan in plans:
-        del plan["task"]["splits"]["confirm"], plan["task"]["digest"]
+        del plan["task"]["splits"]["confirm"], plan["task"]["digest"], plan["task"]["prompts"]
     assert plans[0] == plans[1]
 
 
@@ -289,6 +348,39 @@ def test_a_claim_written_after_the_opening_is_exploratory(ledger: Ledger) -> Non
     assert "exploratory" in found.reason
     elsewhere = claim(MUTE, predictions=(Sufficient(0.15),)).freeze(model, task, search=12, ledger=ledger)
     assert elsewhere.run(model, task, ledger).record["seen_before"] == [], "other components were not looked at"
+
+
+@pytest.mark.parametrize("edit", ["description", "ids", "splits", "sides"])
+def test_no_edit_of_the_task_hides_what_was_seen(ledger: Ledger, edit: str) -> None:
+    model, task = toy_model(), toy_task()
+    seen = claim(predictions=(Sufficient(0.9),)).freeze(model, task, search=12, ledger=ledger)
+    assert seen.run(model, task, ledger).verdict == "refuted"
+    changed = {
+        "description": lambda p: p,
+        "ids": lambda p: replace(p, id=f"new {p.id}", cluster=f"new {p.cluster}"),
+        "splits": lambda p: replace(p, split={"explore": "confirm", "confirm": "confirm"}.get(p.split, p.split)),
+        "sides": lambda p: replace(p, clean=p.corrupt, corrupt=p.clean, answer=p.foil, foil=p.answer),
+    }[edit]
+    again = replace(task, description=task.description + " ", pairs=tuple(map(changed, task.pairs)))
+    found = claim().freeze(model, again, search=12, ledger=ledger).run(model, again, ledger)
+    assert (found.verdict, found.record["seen_before"]) == ("inconclusive", [seen.sha256])
+
+
+def test_two_that_run_a_plan_at_once_leave_one_result(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one finishes between the opening and the result of this one."""
+    model, task = toy_model(), toy_task()
+    frozen = claim().freeze(model, task, search=12, ledger=ledger)
+    from cutaway.claims import claim as room
+
+    def slow(*args: Any, **options: Any) -> dict[str, Any]:
+        monkeypatch.undo()
+        frozen.run(model, task, ledger)
+        return room.gather(*args, **options)
+
+    monkeypatch.setattr(room, "gather", slow)
+    with pytest.raises(SplitOpened, match="has its result since"):
+        frozen.run(model, task, ledger)
+    assert len(ledger.entries("result")) == 1
 
 
 # -- nothing may differ

@@ -52,7 +52,7 @@ def test_a_share_of_one_needs_the_clusters_that_the_verdict_needs() -> None:
     found = note(Mediates(0.8), -np.ones(8))
     need = found["clusters_for_80"]
     for n, expected in ((need, "supported"), (need - 1, "inconclusive")):
-        record = prediction(np.ones(n), [np.zeros(n)], scale="share", minimum=0.8, size=1)
+        record = prediction(np.ones(n), [np.zeros(n)] * 3, scale="share", minimum=0.8, size=1)
         assert verdict(result(record))["verdict"] == expected
 
 

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cutaway.claims import Ledger, read_jsonl
+from cutaway.artifacts import digest
+from cutaway.claims import Entry, Ledger, read_jsonl, verify_entries
 from cutaway.errors import BrokenEvidence, ClaimError, SplitOpened
 
 PLAN = "a" * 64
@@ -140,6 +142,41 @@ def test_a_split_is_opened_once_a_plan(tmp_path: Path) -> None:
     assert ledger.result(PLAN) == {"verdict": "refuted"}
     assert ledger.result(OTHER) is None
     assert ledger.verify() == 4
+    with pytest.raises(SplitOpened, match="entry 3"):
+        ledger.append("result", PLAN, {"verdict": "supported"})
+    assert ledger.verify() == 4
+
+
+RESULT = """
+import sys
+from cutaway.claims.ledger import Ledger
+from cutaway.errors import SplitOpened
+try:
+    Ledger(sys.argv[1]).append("result", "a" * 64, {"by": sys.argv[2]})
+except SplitOpened:
+    sys.exit(3)
+"""
+
+
+def test_two_processes_give_one_result(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path)
+    running = [subprocess.Popen([sys.executable, "-c", RESULT, str(path), name]) for name in "xy"]
+    assert sorted(process.wait() for process in running) == [0, 3]
+    assert len(Ledger(path).entries("result")) == 1
+
+
+def test_a_chain_with_two_results_of_a_plan_is_broken(tmp_path: Path) -> None:
+    """As by a writer that keeps the chain, but not the rule."""
+    previous, entries = "0" * 64, []
+    for seq, verdict in enumerate(("refuted", "supported"), start=1):
+        draft = Entry(seq, "", "result", PLAN, {"verdict": verdict}, previous, "")
+        entries.append(replace(draft, hash=digest(draft.content)))
+        previous = entries[-1].hash
+    assert verify_entries(entries[:1], "here") == 1
+    with pytest.raises(BrokenEvidence, match=r"entry 2 is broken: plan .* has its result in entry 1") as caught:
+        verify_entries(entries, "here")
+    assert caught.value.seq == 2
 
 
 def test_a_plan_is_registered_once(tmp_path: Path) -> None:

@@ -24,7 +24,10 @@ def test_the_code_digest_covers_what_can_move_a_number(tmp_path: Path) -> None:
 
 def entry(seq: int, kind: str, plan: str, **changed: Any) -> Entry:
     body = {
-        "task": {"digest": changed.get("data", "d"), "splits": {"confirm": {"digest": changed.get("data", "d")}}},
+        "task": {
+            "digest": changed.get("task", "d"),
+            "prompts": {"clean": changed.get("clean", ["p", "q"]), "corrupt": changed.get("corrupt", ["r", "s"])},
+        },
         "model": {"digest": changed.get("model", "m")},
         "claim": {"subject": changed.get("subject", ["z.1.h3"]), "sentence": changed.get("sentence", plan)},
     }
@@ -36,13 +39,23 @@ def entry(seq: int, kind: str, plan: str, **changed: Any) -> Entry:
     [
         ({}, ["a"]),
         ({"subject": ["z.1.h3@end", "z.0.h0"]}, ["a"]),
+        ({"subject": ["z.1"]}, ["a"]),
         ({"subject": ["z.1.h2"]}, []),
-        ({"data": "other"}, []),
+        ({"task": "other"}, ["a"]),
+        ({"task": "other", "sentence": "a"}, ["a"]),
+        ({"clean": ["q", "new"]}, ["a"]),
+        ({"clean": ["r"], "corrupt": ["p"]}, ["a"]),
+        ({"clean": ["new"]}, []),
+        ({"clean": ["new"], "corrupt": ["new 2"]}, []),
         ({"model": "other"}, []),
         ({"sentence": "a"}, []),
     ],
-    ids=["same ground", "a shared component", "other components", "other data", "another model", "the same claim"],
-)
+    ids=[
+        "same ground", "a shared component", "the layer of the head", "other components", "an edited task",
+        "the same words on an edited task", "one prompt of them", "sides exchanged", "only the corrupt prompts",
+        "other prompts", "another model", "the same claim",
+    ],
+)  # fmt: skip
 def test_a_claim_is_exploratory_on_ground_that_was_seen(changed: dict[str, Any], seen: list[str]) -> None:
     entries = [entry(1, "freeze", "a"), entry(2, "open_split", "a"), entry(3, "freeze", "b", **changed)]
     assert registration.seen_before("b", entries) == seen
@@ -65,3 +78,10 @@ def test_a_claim_registered_again_counts_from_its_first_registration() -> None:
     ]
     assert registration.seen_before("c", entries) == []
     assert registration.seen_before("late", entries) == ["b"]
+
+
+def test_a_plan_that_did_not_record_its_prompts_may_have_had_any() -> None:
+    first = entry(1, "freeze", "a")
+    del first.body["task"]["prompts"]
+    entries = [first, entry(2, "open_split", "a"), entry(3, "freeze", "b", task="other", clean=["new"])]
+    assert registration.seen_before("b", entries) == ["a"]

@@ -72,13 +72,13 @@ def test_a_bound_on_a_side_effect_needs_no_components() -> None:
 
 def test_shares_use_the_interval_of_shares() -> None:
     every, none = np.ones(N * SIZE), np.zeros(N * SIZE)
-    part = only(result(prediction(every, [none], scale="share", minimum=0.5)))
+    part = only(result(prediction(every, [none] * 3, scale="share", minimum=0.5)))
     assert part["verdict"] == "supported"
     assert part["estimate"]["low"] == pytest.approx(0.025 ** (1 / N))
-    undecided = only(result(prediction(every, [none], scale="share", minimum=0.9)))
+    undecided = only(result(prediction(every, [none] * 3, scale="share", minimum=0.9)))
     assert undecided["verdict"] == "inconclusive"
     need = int(undecided["would_change"].split()[1])
-    more = prediction(np.ones(need * SIZE), [np.zeros(need * SIZE)], scale="share", minimum=0.9)
+    more = prediction(np.ones(need * SIZE), [np.zeros(need * SIZE)] * 3, scale="share", minimum=0.9)
     assert only(result(more))["verdict"] == "supported"
 
 
@@ -93,7 +93,7 @@ def test_by_rank_some_controls_may_be_stronger_one_by_one_none() -> None:
     assert found["control_p"] == pytest.approx(0.02)
     found = only(result(prediction(wavy(1.2), [*weak[:92], *[strong] * 7], rule="sampled")))
     assert (found["verdict"], found["control_p"]) == ("inconclusive", pytest.approx(0.08))
-    found = only(result(prediction(wavy(1.2), [weak[0], strong])))
+    found = only(result(prediction(wavy(1.2), [weak[0], strong, weak[0]])))
     assert (found["verdict"], found["control_test"]["rule"]) == ("inconclusive", "one by one")
     assert found["control_test"]["difference"]["against"] == "z.0.h1"
     assert "exclude" in found["would_change"]
@@ -102,8 +102,16 @@ def test_by_rank_some_controls_may_be_stronger_one_by_one_none() -> None:
 def test_one_by_one_a_control_must_be_weaker_beyond_doubt() -> None:
     values = wavy(1.2)
     near = wavy(1.19, -0.1)
-    assert only(result(prediction(values, [near])))["control_test"]["beaten"] is False
-    assert only(result(prediction(values, [values - 0.01])))["control_test"]["beaten"] is True, "paired"
+    assert only(result(prediction(values, [*WEAK, near])))["control_test"]["beaten"] is False
+    assert only(result(prediction(values, [*WEAK, values - 0.01])))["control_test"]["beaten"] is True, "paired"
+
+
+def test_one_by_one_needs_three_to_compare_with() -> None:
+    for k, name in ((1, "inconclusive"), (2, "inconclusive"), (3, "supported")):
+        found = only(result(prediction(wavy(1.2), WEAK[:k])))
+        assert found["verdict"] == name
+        assert (f"only {k} matched component" in found["reason"]) is (k < 3)
+        assert ("exclude fewer" in found["would_change"]) is (k < 3)
 
 
 def test_few_drawn_controls_prove_nothing() -> None:
@@ -204,7 +212,7 @@ def test_the_number_of_clusters_that_would_decide_does() -> None:
     assert need > N
     need += need % 2
     values = wavy(0.8, 0.4, need)
-    weak = [np.full(need * SIZE, 0.02)]
+    weak = [np.full(need * SIZE, 0.02)] * 3
     assert only(result(prediction(values, weak)))["verdict"] == "supported"
 
 

@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import cutaway
 from cutaway import sites
+from cutaway.engine import Run, plan
+from cutaway.errors import OutOfRange
 from cutaway.models import Edit, Model, Site
 from cutaway.models.sites import PATTERN_KINDS, where
 from tests.families import CAUSAL, FAMILIES, N_LAYERS
-from tests.models.samples import hooked, loaded, part, plain, relative, rows, spoken, vector
+from tests.models.samples import ROBERTA, built, hooked, loaded, part, plain, relative, rows, spoken, vector
 
 TOLERANCE = 2e-5
 """Relative: sums in another order. Where the same operations run, equality is bit for bit."""
@@ -258,3 +261,53 @@ def test_a_bfloat16_model_takes_a_float32_vector(family):
     found = model.run(tokens, [sites.resid_post[1].add(vector(), 3.0)], ["resid_post.1"])
     assert found.activations["resid_post.1"].dtype == torch.bfloat16
     assert relative(found.logits, wanted) < 0.05 < relative(plain(model, tokens).logits, wanted)
+
+
+# -- models that number tokens by themselves
+
+
+@pytest.mark.parametrize("audit", [True, False])
+@pytest.mark.parametrize("name", ["RobertaForMaskedLM", "XLMRobertaForMaskedLM", "RobertaModel"])
+def test_a_model_that_numbers_its_tokens_is_left_to_it(name, audit):
+    module = built(name, **ROBERTA)
+    model = cutaway.load(module, audit=audit)
+    assert not model.body.positions
+    assert model.body.length == ROBERTA["max_position_embeddings"] - 2
+    last = [f"resid_post.{N_LAYERS - 1}"]
+    for batch in (rows(), rows((model.body.length,))):
+        with torch.no_grad():
+            wanted = module(input_ids=torch.tensor(batch))[0]
+        if name == "RobertaModel":
+            assert torch.equal(model.capture(batch, last)[last[0]], wanted)
+        else:
+            assert torch.equal(model.run(batch).logits, wanted)
+    with pytest.raises(OutOfRange, match="row 0 has 63 tokens, and this model's configuration states a context of 62"):
+        model.run(rows((63,)))
+
+
+@pytest.mark.parametrize("pad", ["left", "right"])
+def test_padding_leaves_such_a_model_alone(pad):
+    model = cutaway.load(built("RobertaForMaskedLM", **ROBERTA))
+    batch = rows((9, 6, 7))
+    edits = [sites.resid_post[0].at(-2).add(vector())]
+    runs = [Run(model.encode(batch, pad=pad), tuple(use), logits="all") for use in ([], edits, edits)]
+    for found, use in zip(plan(model, runs).execute(), ([], edits, edits)):
+        for row, ids in enumerate(batch):
+            span = slice(9 - len(ids), 9) if pad == "left" else slice(0, len(ids))
+            assert relative(found.logits[row, span], model.run([ids], use).logits[0]) < TOLERANCE
+
+
+def test_such_a_model_is_never_started_at_a_later_column():
+    module = built("RobertaForCausalLM", **ROBERTA, is_decoder=True)
+    model = cutaway.load(module)
+    assert model.body.causal
+    assert not model.body.positions
+    assert "numbers tokens by itself" in model.body.suffix
+    prompt = model.encode(rows((9, 6)), pad="left")
+    fast = model.generate(prompt, max_new_tokens=4)
+    assert fast == model.generate(prompt, max_new_tokens=4, cache=False)
+    for row, ids in enumerate(rows((9, 6))):
+        for _ in range(4):
+            with torch.no_grad():
+                ids = [*ids, int(module(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
+        assert fast.row(row) == ids

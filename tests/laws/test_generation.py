@@ -5,12 +5,13 @@ from functools import cache
 import pytest
 import torch
 
+import cutaway
 from cutaway import sites
 from cutaway.errors import BadEdit, EditNeverApplied, OutOfRange, UsageError
 from cutaway.models import Model, Tokens
 from cutaway.models.sites import where
-from tests.families import CAUSAL
-from tests.models.samples import loaded, rows, spoken, vector
+from tests.families import CAUSAL, tiny
+from tests.models.samples import SMALL, built, loaded, rows, spoken, vector
 
 NEW = 6  # beyond 4, Gemma-2's window has left the prompt behind
 PROMPTS = (9, 6, 7)
@@ -186,3 +187,71 @@ def test_each_new_token_is_reported_once():
     model = loaded("gpt2")
     made = model.generate(rows(PROMPTS), max_new_tokens=3, on_token=lambda new: seen.append(new.tolist()))
     assert torch.tensor(seen).T.tolist() == made.ids[:, -3:].tolist()
+
+
+UNCACHED = {
+    "Mamba2ForCausalLM": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "state_size": 8,
+        "num_heads": 8,
+        "head_dim": 8,
+        "n_groups": 1,
+        "chunk_size": 4,
+    },
+    "RwkvForCausalLM": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "attention_hidden_size": 32,
+        "context_length": 64,
+    },
+    "OpenAIGPTLMHeadModel": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+}
+
+
+@pytest.mark.parametrize("name", UNCACHED)
+def test_a_model_without_such_a_cache_generates_by_full_passes(name):
+    module = built(name, **SMALL, **UNCACHED[name])
+    model = cutaway.load(module)
+    assert model.body.cached == "its forward takes no key/value cache"
+    edits = [sites.resid_post[0].at(-2).add(vector() * 6)]
+    for use in ([], edits):
+        ids = rows([8])[0]
+        made = model.generate([ids], use, max_new_tokens=NEW).row(0)
+        for _ in range(NEW):
+            fixed = [sites.resid_post[0].at(6).add(vector() * 6)] if use else []
+            ids = [*ids, int(model.run([ids], fixed, logits="end").logits[0, 0].argmax())]
+        assert made == ids
+
+
+def test_a_cache_that_gives_other_tokens_is_not_used():
+    model = cutaway.load(tiny("llama"), audit=False)
+    assert model.body.cached == "not audited"
+    assert model.generate(rows(PROMPTS), max_new_tokens=NEW) == generated_plain("llama")
+    assert all(loaded(family).body.cached == "" for family in CAUSAL)
+
+    hf = tiny("llama")
+    hf.model.rotary_emb.register_forward_pre_hook(
+        lambda m, args, kwargs: (
+            ((args[0], args[1] * 0 if args[0].shape[1] == 1 else args[1]), {})
+            if len(args) > 1
+            else (args, {**kwargs, "position_ids": kwargs["position_ids"] * (0 if args[0].shape[1] == 1 else 1)})
+        ),
+        with_kwargs=True,
+    )
+    assert "a step with its cache changes the logits by" in cutaway.load(hf).body.cached
+
+
+def generated_plain(family: str) -> Tokens:
+    return loaded(family).generate(rows(PROMPTS), max_new_tokens=NEW)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_generation_ends_where_the_context_does(family, cache):
+    model = loaded(family)
+    with pytest.raises(
+        OutOfRange, match=r"60 tokens and 6 new ones need 65 positions.*context of 64; use max_new_tokens=5"
+    ):
+        model.generate(rows([60]), max_new_tokens=6, cache=cache)
+    assert model.generate(rows([60]), max_new_tokens=5, cache=cache).width == 65

@@ -211,3 +211,14 @@ def test_a_model_that_cannot_be_loaded_by_name_has_to_be_given(model, finished, 
     for source in ({"kind": "memory", "name": "LlamaForCausalLM"}, {"kind": "folder", "name": str(tmp_path / "gone")}):
         with pytest.raises(ModelNotFound, match=r"repeat\(folder, model\)"):
             room._model({**source, "dtype": "float32"})
+
+
+def test_what_an_earlier_study_found_is_shown_too(model, task, finished, tmp_path):
+    """Other options, the same folder: the ledger has both, so the report shows both, and holds."""
+    result, _ = finished
+    shutil.copytree(result.folder.parent / ".report.steps", tmp_path / ".report.steps")
+    again = cutaway.study(model, task, out=tmp_path / "report", n_candidates=1)
+    names = [claim.id for claim in again.report.claims]
+    assert [name for name in names if name.startswith("earlier ")]
+    assert "z.1.h0" in names
+    assert cutaway.report.verify(again.folder).holds

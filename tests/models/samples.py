@@ -23,6 +23,33 @@ def loaded(family: str, attention: str = "") -> Model:
     return cutaway.load(tiny(family, **({"attn_implementation": attention} if attention else {})))
 
 
+def built(name: str, **config: Any) -> Any:
+    """A random model of a class of transformers, biases and norms included, with a config of its own."""
+    import transformers
+
+    cls = getattr(transformers, name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = cls(cls.config_class(**config))
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return module.eval()
+
+
+SMALL = {"vocab_size": D_VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BERT_LIKE = {
+    **SMALL,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "intermediate_size": 80,
+}
+ROBERTA = {**BERT_LIKE, "pad_token_id": 1, "bos_token_id": 0}
+"""RoBERTa numbers its tokens from its padding id on: 62 of the 64 positions are for tokens."""
+
+
 @cache
 def spoken(family: str) -> Model:
     """The same, with a tokenizer: token 7 is the word 't7'."""

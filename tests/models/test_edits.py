@@ -1,10 +1,14 @@
 """Edits: what does not fit is refused before anything runs, what never fires is an error, nothing is broadcast."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 import cutaway
 from cutaway import sites
+from cutaway.engine import Run, plan
 from cutaway.errors import (
     BadEdit,
     CutawayError,
@@ -18,7 +22,7 @@ from cutaway.errors import (
 from cutaway.models import Edit
 from cutaway.models.sites import where
 from tests.families import tiny
-from tests.models.samples import loaded, plain, relative, rows, spoken, vector
+from tests.models.samples import hooked, loaded, plain, relative, rows, spoken, vector
 
 SITE = sites.resid_post[1]
 
@@ -254,3 +258,107 @@ def test_one_vector_is_cast_to_the_activation():
     found = model.run(rows(), [SITE.add(vector().double())]).logits
     assert found.dtype == torch.float32
     assert relative(found, model.run(rows(), [SITE.add(vector())]).logits) < 1e-6
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, -1.0), (float("nan"), None), (0.0, float("nan"))])
+def test_a_clamp_that_leaves_nothing_is_refused(low, high):
+    with pytest.raises(BadEdit, match=r"clamp\(low=.*leaves no number between; low= must not be above high="):
+        SITE.clamp(low, high)
+    SITE.clamp(1.0, 1.0)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_function_that_returns_no_numbers_is_refused(number):
+    refused(
+        BadEdit,
+        r"resid_post.1@2: the function returned 128 numbers that are NaN, infinite or beyond torch.float32",
+        lambda m: SITE.at(2).apply(lambda x: x * number),
+    )
+    refused(BadEdit, "scores.1: the function returned", lambda m: sites.scores[1].apply(lambda x: x * float("nan")))
+
+
+def test_scores_may_be_minus_infinity():
+    def first_only(scores):
+        return scores.index_fill(-1, torch.arange(1, 4), float("-inf"))
+
+    model = loaded("gpt2")
+    found = model.run(rows((4,)), [sites.scores[1].apply(first_only)], ["pattern.1"]).activations["pattern.1"]
+    assert torch.equal(found[..., 0], torch.ones(1, 4, 4))
+
+
+def test_finite_edits_that_overflow_are_named():
+    model = loaded("gpt2")
+    good, bad = SITE.at(0).add(vector()), sites.mlp_out[1].at(2).scale(1e38)
+    message = r"with the edits .*mlp_out.1@2.scale.* the logits are NaN or infinite, and without them they are not.*fl"
+    with pytest.raises(EngineError, match=message):
+        model.run(rows((4,)), [good, bad])
+    with pytest.raises(EngineError, match=message):
+        model.grad(rows((4,)), lambda logits: logits.sum(), ["z.1"], [good, bad])
+    with pytest.raises(EngineError, match=message):
+        model.generate(rows((4,)), [good, bad], max_new_tokens=1)
+    runs = [Run(model.encode(rows((4,))), (edit,), logits="all") for edit in (good, bad)]
+    with pytest.raises(EngineError, match=r"with the edits mlp_out.1@2.scale the logits"):
+        plan(model, runs).execute()
+    model.run(rows((4,)), [bad], ["z.2"], logits="none")
+
+
+def test_logits_that_are_infinite_without_edits_are_nobodys_fault():
+    hf = tiny("gpt2")
+    hf.lm_head.weight = torch.nn.Parameter(hf.lm_head.weight.detach().clone())
+    with hooked(hf.lm_head, lambda logits: logits.index_fill(-1, torch.tensor([7]), float("-inf"))):
+        model = cutaway.load(hf)
+        assert not model.run(rows((4,)), [SITE.add(vector())]).logits.isfinite().all()
+        assert model.generate(rows((4,)), [SITE.add(vector())], max_new_tokens=2).width == 6
+
+
+def test_what_is_no_edit_or_no_site_is_named():
+    """In a process of its own: here, calls are checked for their types before the package sees them."""
+    assert subprocess.run([sys.executable, "-c", WRONG_TYPES], capture_output=True, text=True, check=True).stdout == ""
+
+
+WRONG_TYPES = """
+import sys
+import cutaway
+from cutaway import engine, sites
+from cutaway.errors import UsageError
+
+model = cutaway.load("induction-2l", audit=False)
+ids, edit = [[5, 6, 7]], sites.z[1].zero()
+cases = [
+    (lambda: model.run(ids, ["z.1"]), "'z.1' is no edit; say what is to be done at the site: sites.z[1].zero()"),
+    (lambda: model.run(ids, [sites.z[1]]), "Site('z.1') is no edit"),
+    (lambda: model.run(ids, edit), "one edit was given (z.1.replace); give a list of edits"),
+    (lambda: model.run(ids, "z.1"), "'z.1' is no list of edits"),
+    (lambda: model.run(ids, 3), "3 is no list of edits"),
+    (lambda: model.generate(ids, edit), "one edit was given"),
+    (lambda: model.grad(ids, lambda x: x.sum(), ["z.1"], edit), "one edit was given"),
+    (lambda: engine.plan(model, [engine.Run(model.encode(ids), edit, logits="end")]), "one edit was given"),
+    (lambda: engine.plan(model, [engine.Run(model.encode(ids), reads=("z.1",))]), "reads hold 'z.1', which is no site"),
+    (lambda: model.capture(ids, 3), "3 is no site; write a text such as 'resid_post.0'"),
+    (lambda: model.capture(ids, [3]), "3 is no site"),
+    (lambda: model.encode([3]), "3 is neither a text nor a list of token ids"),
+    (lambda: model.encode([[3.0]]), "token id 3.0: ids are whole numbers"),
+    (lambda: model.encode([["a"]]), "token id 'a': ids are whole numbers"),
+    (lambda: model.encode([[__import__("torch").tensor(3.5)]]), "ids are whole numbers"),
+    (lambda: model.encode([[True]]), "token id True: ids are whole numbers"),
+]
+for use, wanted in cases:
+    try:
+        use()
+    except UsageError as error:
+        if wanted not in str(error):
+            print(wanted, "|", error)
+    except Exception as error:
+        print(wanted, "|", repr(error))
+    else:
+        print(wanted, "| nothing raised")
+"""
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5])
+def test_masked_scores_stay_masked_beside_padding(factor):
+    model = loaded("llama")
+    edit = sites.scores[0].head(1).scale(factor)
+    alone = model.run(rows((9, 6))[1:], [edit]).logits[0]
+    together = model.run(model.encode(rows((9, 6)), pad="left"), [edit]).logits[1, 3:]
+    assert relative(together, alone) < 2e-5

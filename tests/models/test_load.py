@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cutaway
-from cutaway.errors import ModelIncomplete, ModelInTraining, ModelNotFinite, ModelNotFound, UsageError
+from cutaway.errors import ModelIncomplete, ModelInTraining, ModelNotFinite, ModelNotFound, UnknownName, UsageError
 from tests.families import tiny
 from tests.models.samples import loaded, plain, rows, tokenizer
 
@@ -182,3 +182,45 @@ def test_a_configuration_is_part_of_the_identity():
         == cutaway.load(tiny("llama", rope_parameters={"rope_type": "default", "rope_theta": 1e4}), audit=False).digest
     )
     assert loaded("llama", "eager").digest == loaded("llama", "sdpa").digest
+
+
+@pytest.mark.parametrize("source", ["", "  ", None, 3, ["gpt2"]])
+def test_what_is_no_name_is_refused(source):
+    with pytest.raises(UsageError, match=r"give an embedded name \(induction-2l\), a folder, a hub id, or a module"):
+        cutaway.load(source)
+
+
+@pytest.mark.parametrize("name", ["no body/nothing", "a/b:c", "x" * 97, "what?"])
+def test_what_can_be_no_hub_id_is_not_asked_for(name, monkeypatch):
+    monkeypatch.setattr(sys.modules["cutaway.models.load"], "_hub_answers", None)
+    with pytest.raises(ModelNotFound, match=r"nor a folder, and no hub id either, which is of the form owner/name"):
+        cutaway.load(name)
+
+
+def test_devices_and_dtypes_that_are_not_there(folder):
+    for device in ("cudaa", "cuda:99", "cpu:x"):
+        with pytest.raises(UsageError, match=rf"device '{device}': torch cannot use it here .*Here: cpu"):
+            cutaway.load(folder, device=device)
+    for dtype, near in (("float17", "float16"), ("torch.bfloat", "bfloat16"), ("int8", "float")):
+        with pytest.raises(UnknownName, match=rf"dtype '{dtype}': no floating dtype of torch..*{near}"):
+            cutaway.load(folder, dtype=dtype)
+    assert cutaway.load(folder, dtype="torch.float64", audit=False).dtype == torch.float64
+    assert cutaway.load(folder, dtype="auto", audit=False).dtype == torch.float32
+
+
+def test_without_a_network_the_hub_is_asked_once():
+    """In a process of its own: here, the hub is switched off."""
+    code = """
+import os, time
+os.environ |= {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+import cutaway, transformers
+from cutaway.errors import ModelNotFound
+slept = []
+time.sleep = slept.append
+try:
+    cutaway.load("nobody/nothing")
+except ModelNotFound as error:
+    print(len(slept), "check the id, your network" in str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True"]

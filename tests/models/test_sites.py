@@ -5,8 +5,8 @@ import torch
 
 from cutaway import sites
 from cutaway.errors import OutOfRange, SiteUnavailable, UnknownSite, UsageError
-from cutaway.models import Site
-from cutaway.models.sites import KINDS, TRANSFORMER_LENS, where
+from cutaway.models import Site, SiteSet
+from cutaway.models.sites import KINDS, TRANSFORMER_LENS, parse, where
 from tests.models.samples import hooked, loaded, part, plain, relative, rows
 
 SELECTED = [
@@ -174,3 +174,58 @@ def test_a_predicate_has_a_name():
 
     assert str(sites.z[1].at(where(is_and))) == "z.1@where(is_and)"
     assert str(sites.z[1].at(where(lambda t: True, "all"))) == "z.1@where(all)"
+
+
+SETS = {
+    "resid_post.*": [sites.resid_post[i] for i in range(3)],
+    "resid_pre.1:5": [sites.resid_pre[1], sites.resid_pre[2]],
+    "z.*@end": [sites.z[i].at("end") for i in range(3)],
+    "z.*.h*": [sites.z[i].head(h) for i in range(3) for h in range(4)],
+    "z.1.h*": [sites.z[1].head(h) for h in range(4)],
+    "k.-1:.h*@0,-1#1,": [sites.k[2].head(h).at([0, -1]).rows([1]) for h in range(2)],
+    "q.0:3:2.h1": [sites.q[0].head(1), sites.q[2].head(1)],
+    "mlp_act.:1.n5": [sites.mlp_act[0].neuron(5)],
+    "mlp_act.2.n*@-1": [sites.mlp_act[2].neuron(n).at(-1) for n in range(56)],
+}
+
+
+@pytest.mark.parametrize("text", SETS)
+def test_the_text_of_a_set_is_expanded_against_a_model(text):
+    model = loaded("llama")
+    found = sites(text)
+    assert str(found) == text
+    assert SiteSet("z", slice(None), sites.z[0]) != found == parse(str(found))
+    assert model.body.expand(text) == model.body.expand([found]) == SETS[text]
+    with pytest.raises(UsageError, match="names a set of sites, and one is needed here; name its layer"):
+        Site.parse(text)
+
+
+def test_sets_have_texts_and_other_toolkits_names():
+    for made, text in (
+        (sites.z[:].heads().at("end"), "z.*.h*@end"),
+        (sites.mlp_act[1:].neurons(), "mlp_act.1:.n*"),
+        (sites.mlp_act[:].neuron([3, 4]).rows([0]), "mlp_act.*.n3,4#0,"),
+        (sites.z[1:2], "z.1:2"),
+        (sites.z[1:2].heads(), "z.1.h*"),
+    ):
+        assert str(made) == text
+        assert sites(text) == made
+    assert parse("blocks.*.attn.hook_z") == parse("z[*]") == sites.z[:]
+    assert list(loaded("llama").capture(rows(), "resid_post.*")) == SETS["resid_post.*"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("z.5:", OutOfRange, r"z.5:: no layer of this model \(0-2\)"),
+        ("z.7.h*", OutOfRange, "z.7.h*"),
+        ("resid_pre.*.h*", UsageError, "it has no heads; heads are at q, k"),
+        ("z.*.n*", UsageError, "it has no neurons"),
+        ("logits.*", UsageError, "exists once a model: write 'logits'"),
+        ("resid_prr.*", UnknownSite, "Did you mean 'resid_pre'"),
+        ("router.*", SiteUnavailable, "no mixture of experts"),
+    ],
+)
+def test_a_set_that_is_nowhere_is_refused(text, error, message):
+    with pytest.raises(error, match=message):
+        loaded("llama").body.expand(text)

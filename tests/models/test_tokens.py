@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from transformers import BloomConfig, GPT2Config, LlamaConfig, MambaConfig
 
+from cutaway.engine import Run, plan
 from cutaway.errors import OutOfRange, TokenizerUnfit, TokenNotSingle, UsageError
-from cutaway.models import Tokens
+from cutaway.models import Model, Tokens
+from cutaway.models.load import context_length
 from cutaway.models.sites import where
 from tests.models.samples import loaded, rows, spoken, tokenizer
 
@@ -42,8 +45,6 @@ def test_text_is_encoded_by_the_tokenizers_habit():
 
 
 def test_what_a_tokenizer_cannot_do_is_refused():
-    from cutaway.models import Model
-
     silent = Model(loaded("gpt2").module, tokenizer(bos=False), loaded("gpt2").anatomy, "silent")
     assert silent.encode("t5 t9").row(0) == [5, 9]
     with pytest.raises(TokenizerUnfit, match=r"silent: the tokenizer has no BOS token; use bos=False, or set"):
@@ -110,3 +111,89 @@ def test_padding_without_a_mask_is_refused():
     assert tokens.lengths == (3, 2)
     assert torch.allclose(model.run(tokens).logits[1, 1:], model.run([[5, 6]]).logits[0], atol=1e-5)
     assert model.encode(ids[:1]).lengths == (3,)
+
+
+LONG = {"gpt2": 64, "llama": 64, "bert": 64}
+
+
+@pytest.mark.parametrize("family", LONG)
+def test_rows_beyond_the_context_are_refused_before_anything_runs(family):
+    model, limit = loaded(family), LONG[family]
+    assert model.body.length == limit
+    message = rf"row 1 has {limit + 1} tokens, and this model's configuration states a context of {limit}; shorten"
+    long = rows((3, limit + 1))
+    raw = Tokens(torch.tensor([long[1]] * 2), torch.ones(2, limit + 1).bool())
+    for use in (
+        lambda: model.run(long),
+        lambda: model.capture(long, ["z.1"]),
+        lambda: model.encode(long),
+        lambda: model.grad(long, lambda logits: logits.sum(), ["z.1"]),
+    ):
+        with pytest.raises(OutOfRange, match=message) as caught:
+            use()
+        assert (caught.value.length, caught.value.limit) == (limit + 1, limit)
+    with pytest.raises(OutOfRange, match=rf"row 0 has {limit + 1} tokens"):
+        plan(model, [Run(raw, logits="end")])
+    assert model.run(rows((limit,)), logits="end").logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        (LlamaConfig(max_position_embeddings=512), 512),
+        (
+            LlamaConfig(
+                max_position_embeddings=512, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+            ),
+            2048,
+        ),
+        (
+            LlamaConfig(
+                max_position_embeddings=4096,
+                rope_parameters={
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "rope_theta": 1e4,
+                    "original_max_position_embeddings": 1024,
+                },
+            ),
+            4096,
+        ),
+        (GPT2Config(n_positions=96), 96),
+        (BloomConfig(), None),
+        (MambaConfig(), None),
+    ],
+    ids=["llama", "linear", "yarn", "gpt2", "bloom", "mamba"],
+)
+def test_a_context_is_what_the_configuration_states(config, length):
+    assert context_length(config) == length
+
+
+def test_ids_are_whole_numbers():
+    model = loaded("gpt2")
+    for dtype in (torch.float32, torch.bool, torch.complex64):
+        with pytest.raises(UsageError, match=f"a tensor of token ids holds whole numbers, not {dtype}"):
+            model.encode(torch.ones(1, 3).to(dtype))
+    assert model.encode(torch.ones(1, 3).to(torch.int32)).row(0) == [1, 1, 1]
+
+
+def test_a_text_without_tokens_is_named():
+    model = Model(loaded("gpt2").module, tokenizer(bos=False), loaded("gpt2").anatomy, "silent")
+    with pytest.raises(UsageError, match=r"text '  ': it has no tokens"):
+        model.encode(["t5", "  "])
+    with pytest.raises(UsageError, match=r"text '': it has no tokens"):
+        spoken("gpt2").encode("", bos=False)
+    assert spoken("gpt2").encode("").row(0) == spoken("gpt2").encode("", bos=True).row(0) == [1]
+
+
+def test_a_text_that_begins_with_the_first_token_gets_no_second_one():
+    model = spoken("gpt2")
+    for bos in (None, True):
+        with pytest.raises(
+            UsageError, match=r"'t1 t5': it begins with 't1', and the tokenizer adds one more; pass bos"
+        ):
+            model.encode("t1 t5", bos=bos)
+    assert model.encode("t1 t5", bos=False).row(0) == [1, 5]
+    assert model.encode("t5 t5").row(0) == [1, 5, 5]
+    silent = Model(loaded("gpt2").module, tokenizer(bos=False), loaded("gpt2").anatomy, "silent")
+    assert silent.encode("t1 t1 t5").row(0) == [1, 1, 5]

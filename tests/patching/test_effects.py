@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from cutaway.artifacts import Provenance, load_tensors, save_tensors
-from cutaway.errors import BrokenEvidence, NoBehavior, OutOfRange, UnknownName, WrongModel
+from cutaway.errors import BrokenEvidence, NoBehavior, OutOfRange, UnknownName, UsageError, WrongModel
 from cutaway.patching import Effects
+from cutaway.stats import ratio_interval
 from tests.patching.pairs import loaded
 
 
@@ -51,6 +52,29 @@ def test_the_whole_way_is_one_on_both_sides(on: str) -> None:
     effects = made(on=on)
     whole = replace(effects, labels=("all", "none"), values=torch.stack([effects.target, effects.base]))
     assert whole.share().tolist() == pytest.approx([1.0, 0.0])
+
+
+def test_a_cluster_counts_once_as_in_the_claims() -> None:
+    """Three pairs of one cluster and one of another: the table, the share and the verdict's interval agree."""
+    effects = made(
+        clusters=("a", "a", "a", "b"),
+        clean=torch.tensor([3.0, 4.0, 2.0, 2.0]),
+        values=torch.ones(3, 4) + torch.eye(4)[1:],
+    )
+    assert effects.mean().tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 2])
+    assert effects.share().tolist() == pytest.approx([1 / 9, 1 / 9, 1 / 3])
+    rows = effects.table()
+    assert [row["effect"] for row in rows] == pytest.approx(effects.mean().tolist())
+    assert [row["share"] for row in rows] == pytest.approx(effects.share().tolist())
+    assert effects.top(1) == ("mlp_out.1",)
+    many = ("a", "a", "a", "b", "c", "d", "e", "f")
+    wide = made(
+        labels=("x",), clusters=many, ids=tuple("01234567"), corrupt=torch.zeros(8), clean=torch.arange(1.0, 9.0),
+        values=torch.tensor([[0.5, 0.1, 0.9, 2.0, 1.0, 3.0, 2.0, 5.0]]),
+    )  # fmt: skip
+    interval = ratio_interval(wide.raw[0].double().numpy(), wide.gap.double().numpy(), many)
+    assert wide.share()[0].item() == pytest.approx(interval.estimate, rel=1e-12)
+    assert wide.share()[0].item() != pytest.approx((wide.raw.mean() / wide.gap.mean()).item(), rel=1e-3)
 
 
 def test_no_gap_no_share() -> None:
@@ -110,6 +134,12 @@ def test_a_saved_file_comes_back(tmp_path: Path) -> None:
     for field in fields(Effects):
         old, new = getattr(effects, field.name), getattr(back, field.name)
         assert torch.equal(old, new) if isinstance(old, torch.Tensor) else old == new, field.name
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="this is a folder"):
+        made().save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:

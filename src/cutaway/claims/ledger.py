@@ -79,30 +79,37 @@ class Ledger:
             connection.executescript(_SCHEMA)
 
     def append(self, kind: str, plan: str, body: Mapping[str, Any]) -> Entry:
-        """Add an entry at the end. Raises ClaimError for an unknown kind, ValueError for a body with NaN."""
-        return self._append(kind, plan, body)
+        """Add an entry at the end. Raises ClaimError for an unknown kind, ValueError for a body with NaN, SplitOpened
+        for a second result of a plan, as where another process was faster."""
+
+        def guard(entries: list[Entry]) -> str | None:
+            self._require_no_result(plan, entries)
+            return None
+
+        return self._append(kind, plan, body, guard if kind == "result" else None)
 
     def open_split(self, plan: str, body: Mapping[str, Any]) -> Entry:
         """Record that a plan opens its `confirm` split. Raises SplitOpened when it already has a result.
 
         A plan that opened the split and was interrupted before its result may go on; that is recorded as `resume`.
         """
-        path = self.path
 
         def guard(entries: list[Entry]) -> str | None:
-            mine = [entry for entry in entries if entry.plan == plan]
-            done = [entry for entry in mine if entry.kind == "result"]
-            if done:
-                raise SplitOpened(
-                    f"plan {plan[:12]} opened its confirm split and has its result since {done[0].time} (entry "
-                    f"{done[0].seq} of {path.name}); a split is opened once a plan. Read the result with "
-                    "ledger.result(plan), check it with rerun(), or freeze a new claim on new data",
-                    plan=plan,
-                    seq=done[0].seq,
-                )
-            return "resume" if any(entry.kind == "open_split" for entry in mine) else None
+            self._require_no_result(plan, entries)
+            return "resume" if any(entry.plan == plan and entry.kind == "open_split" for entry in entries) else None
 
         return self._append("open_split", plan, body, guard)
+
+    def _require_no_result(self, plan: str, entries: list[Entry]) -> None:
+        done = next((entry for entry in entries if entry.plan == plan and entry.kind == "result"), None)
+        if done is not None:
+            raise SplitOpened(
+                f"plan {plan[:12]} opened its confirm split and has its result since {done.time} (entry {done.seq} of "
+                f"{self.path.name}); a split is opened once a plan. Read the result with ledger.result(plan), check it "
+                "with rerun(), or freeze a new claim on new data",
+                plan=plan,
+                seq=done.seq,
+            )
 
     def register(self, plan: str, body: Mapping[str, Any]) -> Entry:
         """Record a frozen plan; a second registration of the same plan returns the first entry."""
@@ -188,6 +195,7 @@ class Ledger:
 def verify_entries(entries: Iterable[Entry], where: str) -> int:
     """Number of entries of a whole chain. Raises BrokenEvidence that names the first broken entry."""
     previous, count = GENESIS, 0
+    results: dict[str, int] = {}
     for count, entry in enumerate(entries, start=1):
         if entry.seq != count:
             raise _broken(where, count, f"entry {entry.seq} stands in its place: one was removed or moved")
@@ -195,6 +203,8 @@ def verify_entries(entries: Iterable[Entry], where: str) -> int:
             raise _broken(where, count, "it does not continue the entry before it: one was replaced or moved")
         if digest(entry.content) != entry.hash:
             raise _broken(where, count, "its content no longer matches its hash: it was changed")
+        if entry.kind == "result" and results.setdefault(entry.plan, count) != count:
+            raise _broken(where, count, f"plan {entry.plan[:12]} has its result in entry {results[entry.plan]} already")
         previous = entry.hash
     return count
 

@@ -124,7 +124,9 @@ def from_json(record: Mapping[str, Any]) -> Prediction:
 
 
 def _require(prediction: Prediction, name: str, value: float | None, rule: str, low: float, high: float) -> None:
-    what = f"{type(prediction).__name__}({name}={value})"
+    what = f"{type(prediction).__name__}({name}={value!r})"
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UsageError(f"{what}: {name} is a number; {rule}", value=value)
     if value is None or value == 0 or value != value:
         raise NoMinimumEffect(
             f"{what}: a prediction needs a smallest effect that counts, and 0 is none; {rule}, as in "

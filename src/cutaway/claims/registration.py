@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cutaway.artifacts
 from cutaway.artifacts import digest, file_digest
-from cutaway.claims.controls import Controls, choose_controls
+from cutaway.claims.controls import Controls, choose_controls, same_component
 from cutaway.claims.evidence import run_all
 from cutaway.claims.forecast import forecast
 from cutaway.claims.ledger import Entry
-from cutaway.errors import EmptyTask, UsageError
+from cutaway.errors import EmptyTask, OutOfRange, UsageError
 from cutaway.models import Model, Site
 from cutaway.models.sites import PATTERN_KINDS
 from cutaway.patching.ablate import donor_rows
 from cutaway.stats import clusters_needed, require_clusters
-from cutaway.tasks import SPLITS, Task, metric_named
+from cutaway.tasks import SPLITS, Task, align_pair, metric_named
 
 if TYPE_CHECKING:
     from cutaway.claims.claim import Claim
@@ -57,7 +57,7 @@ def make_plan(
         "claim": claim.to_json(),
         "model": {"name": model.name, "digest": model.digest},
         "tokenizer": {"digest": model.tokenizer_digest},
-        "task": _task(task),
+        "task": _task(task) | {"prompts": _prompts(confirm, model)},
         "code": code(),
         "search": search,
         "controls": _controls(controls),
@@ -73,8 +73,12 @@ def _check(claim: "Claim", model: Model, task: Task, search: int) -> None:
         raise UsageError(
             f"task {task.name!r}: the claim is about {claim.task!r}; give that task, or write another claim"
         )
+    if isinstance(search, bool) or not isinstance(search, int):
+        raise UsageError(
+            f"search={search!r}: give the number of cells that were tried before this claim, as an integer"
+        )
     if search < 1:
-        raise UsageError(f"search {search}: give the number of cells that were tried before this claim, at least 1")
+        raise OutOfRange(f"search {search}: give the number of cells that were tried before this claim, at least 1")
     confirm = task.split("confirm")
     for prediction in claim.predictions:
         prediction.estimand(metric_named(task.metric))
@@ -113,9 +117,10 @@ def differences(plan: Mapping[str, Any], model: Model, task: Task) -> dict[str, 
 
 
 def seen_before(plan: str, entries: Sequence[Entry]) -> list[str]:
-    """Plans that had opened the same data of the same model, for some of the same components, before this claim was
-    registered: with them in view it is exploratory. The same claim registered again (after an update of the code, say)
-    is not another one: what counts is when it was first registered on the same model and data.
+    """Plans that had opened some of the same prompts of the same model, for some of the same components, before this
+    claim was registered: with them in view it is exploratory. Prompts are compared token by token, so that no other
+    text, name, split or order of a task hides them. The same claim registered again (after an update of the code, say)
+    is not another one: what counts is when it was first registered on the same model and task.
     """
     frozen = {entry.plan: entry for entry in entries if entry.kind == "freeze"}
     again = [entry for entry in frozen.values() if _same_claim(frozen[plan].body, entry.body)]
@@ -158,14 +163,30 @@ def _same_claim(mine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _same_ground(mine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    data = [plan["task"]["splits"]["confirm"]["digest"] for plan in (mine, other)]
-    subjects = [{text.split("@")[0] for text in plan["claim"]["subject"]} for plan in (mine, other)]
+    """Some of the same prompts, the same model, some of the same components."""
+    subjects = [[Site.parse(text) for text in plan["claim"]["subject"]] for plan in (mine, other)]
     return (
-        data[0] == data[1]
-        and mine["model"]["digest"] == other["model"]["digest"]
-        and bool(subjects[0] & subjects[1])
-        and mine["claim"] != other["claim"]
+        mine["model"]["digest"] == other["model"]["digest"]
+        and any(same_component(one, two) for one in subjects[0] for two in subjects[1])
+        and _same_prompts(mine["task"], other["task"])
     )
+
+
+def _same_prompts(mine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """A clean prompt of one is a prompt of the other. Corrupt ones alone do not count: a task may have one for all.
+
+    A plan that did not record its prompts may have had any.
+    """
+    if "prompts" not in mine or "prompts" not in other:
+        return True
+    clean, corrupt = ([set(task["prompts"][side]) for task in (mine, other)] for side in ("clean", "corrupt"))
+    return bool(clean[0] & (clean[1] | corrupt[1]) or clean[1] & corrupt[0])
+
+
+def _prompts(confirm: Task, model: Model) -> dict[str, list[str]]:
+    """Digests of the confirm prompts' tokens, in no order that says which pair they are of."""
+    found = [align_pair(pair, model) for pair in confirm.pairs]
+    return {side: sorted({digest(getattr(one, side)) for one in found}) for side in ("clean", "corrupt")}
 
 
 def _task(task: Task) -> dict[str, Any]:

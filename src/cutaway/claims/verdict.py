@@ -12,8 +12,8 @@ effects turned so that larger is more of what was claimed, and d the minimum eff
 Controls are beaten in one of two ways (docs/design/claims.md):
     by rank        when k controls can reach alpha, 1 / (k + 1) <= alpha: (1 + #{control >= subject}) / (k + 1) is at
                    most alpha, and subject - mean of controls lies above 0
-    one by one     when every matched component there is was run and they are too few for that: subject - control lies
-                   above 0 for each of them
+    one by one     when every matched component there is was run and they are too few for that, but at least
+                   MIN_ENUMERATED: subject - control lies above 0 for each of them
 "Lies above 0" asks for both a paired interval over clusters and a cluster sign flip. A claim is supported when all its
 predictions are (an intersection-union test: each at alpha), refuted when one is, invalid when one is.
 """
@@ -41,6 +41,8 @@ from cutaway.stats import (
 
 Values = Float[np.ndarray, " example"]
 Record = Mapping[str, Any]
+MIN_ENUMERATED = 3
+"""Fewest matched components that one-by-one comparison needs: fewer say nothing about what is usual."""
 N_WORST = 5
 """Examples that are named as speaking most against a prediction."""
 
@@ -83,8 +85,9 @@ def _together(found: Sequence[Record], changed: list[str], seen: list[str]) -> t
     if seen:
         plans = ", ".join(plan[:12] for plan in seen)
         return "inconclusive", (
-            f"Every prediction holds, but the claim was frozen after plan {plans} had opened the same data for the "
-            "same components: that makes it exploratory, and an exploratory claim is never supported."
+            f"Every prediction holds, but the claim was frozen after plan {plans} had opened some of the same "
+            "prompts for some of the same components: that makes it exploratory, and an exploratory claim is never "
+            "supported."
         )
     return "supported", "Every prediction holds: " + " ".join(part["reason"] for part in found)
 
@@ -222,9 +225,12 @@ def _one_by_one(
         f"{sum(clear)} of all {len(effects)} matched components are weaker beyond doubt; the hardest is {name}, from "
         f"which the subject differs by {interval.estimate:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
     )
+    if len(others) < MIN_ENUMERATED:
+        count = f"only {len(others)} matched component{' is' if len(others) == 1 else 's are'} left to compare with"
+        text = f"{count}, and at least {MIN_ENUMERATED} are needed; {text}"
     return {
         "rule": "one by one",
-        "beaten": all(clear),
+        "beaten": all(clear) and len(others) >= MIN_ENUMERATED,
         "text": text,
         "difference": _natural(interval, 1.0) | {"against": name},
     }
@@ -324,6 +330,11 @@ def _would_change(record: Record, name: str, interval: Interval, controls: Recor
             return f"It would not hold for a threshold beyond {sign * interval.low:.3g} {unit}.{margin}"
         case "refuted":
             return f"It would not be refuted for a threshold of {sign * interval.high:.3g} {unit} or a weaker one."
+    if interval.low >= threshold and 0 < len(record["controls"]) < MIN_ENUMERATED:
+        return (
+            f"{MIN_ENUMERATED} or more matched components: exclude fewer, or make the claim about a kind of component "
+            "that the model has more of."
+        )
     if interval.low >= threshold:
         return (
             f"Beating the controls would support it: {controls['text']}. A component that is known to take part can be "

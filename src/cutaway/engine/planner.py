@@ -17,7 +17,7 @@ from typing import Any
 from cutaway.engine.request import Progress, Reduce, Run
 from cutaway.errors import UsageError
 from cutaway.models.anatomy import Anatomy
-from cutaway.models.edits import Placed
+from cutaway.models.edits import Placed, edits_of
 from cutaway.models.forward import check, logit_columns
 from cutaway.models.model import Model
 from cutaway.models.sites import Site
@@ -180,8 +180,11 @@ def plan(model: Model, runs: Sequence[Run], *, max_tokens: int = 4096) -> Plan:
         raise UsageError("no runs: nothing to plan")
     by_inputs: dict[str, list[int]] = {}
     for index, run in enumerate(runs):
+        same = by_inputs.setdefault(run.inputs.digest, [])
+        if not same:
+            model.admit(run.inputs)
         _check(model, index, run)
-        by_inputs.setdefault(run.inputs.digest, []).append(index)
+        same.append(index)
     hooked = others_hook(model.module)
     share = _share if hooked is None else _separate
     return Plan(
@@ -192,7 +195,12 @@ def plan(model: Model, runs: Sequence[Run], *, max_tokens: int = 4096) -> Plan:
 def _check(model: Model, index: int, run: Run) -> None:
     if not run.reads and run.logits == "none":
         raise UsageError(f"run {index} returns nothing: ask for reads, or for logits", run=index)
-    check(model, [Placed(edit, run.inputs) for edit in run.edits], run.reads)
+    for site in run.reads:
+        if not isinstance(site, Site):
+            raise UsageError(
+                f"run {index}: reads hold {site!r}, which is no site; give sites.z[1] or Site.parse('z.1')"
+            )
+    check(model, [Placed(edit, run.inputs) for edit in edits_of(run.edits)], run.reads)
     logit_columns(run.inputs, run.logits)
 
 

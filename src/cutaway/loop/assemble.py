@@ -3,7 +3,7 @@
 import platform
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,18 +25,13 @@ from cutaway.loop.options import Options
 from cutaway.loop.propose import SIDE_EFFECT, breakable
 from cutaway.models import Model, Site, embedded_names
 from cutaway.models.audit import table as audit_table
-from cutaway.report import StudyReport, claim_card, schema
-from cutaway.tasks import Task, get, metric_named, names
+from cutaway.report import LIMITS, StudyReport, claim_card, headline, schema, task_card, unshown
+from cutaway.report.summary import EARLIER
+from cutaway.tasks import Task, get, names
 
 N_EXAMPLES = 4
 """Prompt pairs that are shown token by token."""
 RERUN_NOTE = "Other machines and versions round differently; cutaway verify --rerun says which numbers moved."
-LIMITS = (
-    "Effects are total effects: a part whose work others take over when it is gone looks less needed than it is.",
-    "Ablation stays within the values that the task's prompts give; other choices (zero, other text) differ.",
-    "What was found holds for the prompts of this task and the templates that its clusters stand for, not beyond.",
-    "Attention weights and the logit lens are descriptions; only the claims were tested.",
-)
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,15 @@ class Evidence:
     chosen: tuple[Candidate, ...]
     tested: tuple[Tested, ...]
     options: Options
+    ledger: Ledger
+
+    @property
+    def named(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Every claim's name and record: those of this study, then what earlier ones left on this model and task."""
+        own = [(t.proposal.name, t.result.record) for t in self.tested]
+        plans = [record["plan"] for _, record in own]
+        earlier = unshown(self.ledger.entries(), self.model.digest, self.task.digest, plans)
+        return own + [(f"{EARLIER}{i}", entry.body) for i, entry in enumerate(earlier, start=1)]
 
 
 def report_of(found: Evidence, seconds: float) -> StudyReport:
@@ -58,13 +62,11 @@ def report_of(found: Evidence, seconds: float) -> StudyReport:
     model, task, findings = found.model, found.task, found.findings
     texts = _texts(model, task)
     command, python = rerun_lines(model, task, found.options)
-    cards = (
-        claim_card(t.proposal.name, t.result.record, artifact=f"claim-{i}.json", texts=texts)
-        for i, t in enumerate(found.tested)
-    )
+    named = enumerate(found.named)
+    cards = tuple(claim_card(name, record, artifact=f"claim-{i}.json", texts=texts) for i, (name, record) in named)
     return StudyReport(
         title=f"{task.name} in {Path(model.name).name}",
-        sentence=sentence(found.tested, task.name),
+        sentence=headline(cards, task.name),
         model=model_card(model),
         task=task_card(task),
         behavior=found.check,
@@ -75,7 +77,7 @@ def report_of(found: Evidence, seconds: float) -> StudyReport:
         attribution=figures.attribution(findings),
         attention=figures.attention(model, found.shown, found.chosen, findings),
         lens=figures.lens(findings, found.shown),
-        claims=tuple(cards),
+        claims=cards,
         plan=_cost(model, found.shown, findings, seconds),
         rerun=schema.Rerun(command=command, python=python, note=RERUN_NOTE),
         limits=(*LIMITS, *notes(found)),
@@ -111,7 +113,7 @@ def artifacts_of(found: Evidence) -> dict[str, bytes]:
     """Raw results by file name: every effect per example, every claim's record, the task and the options."""
     raw = vars(found.findings).items()
     made = {f"{name}.safetensors": _bytes(part.save) for name, part in raw if hasattr(part, "save")}
-    made |= {f"claim-{i}.json": (canonical(t.result.record) + "\n").encode() for i, t in enumerate(found.tested)}
+    made |= {f"claim-{i}.json": (canonical(record) + "\n").encode() for i, (_, record) in enumerate(found.named)}
     made["task.jsonl"] = _bytes(found.task.save)
     options = {"model": source_of(found.model), "task": found.task.name, **asdict(found.options)}
     made["study.json"] = (canonical(options) + "\n").encode()
@@ -124,20 +126,6 @@ def ledger_lines(ledger: Ledger) -> Iterator[str]:
         path = Path(folder) / "claims.jsonl"
         ledger.export(path)
         yield from path.read_text(encoding="utf-8").splitlines()
-
-
-def sentence(tested: Sequence[Tested], task: str) -> str:
-    """What was found, in one sentence."""
-    main = [(t.proposal.name, t.verdict) for t in tested if t.proposal.role == "component"]
-    if not main:
-        return f"No single head or MLP carries the {task} behavior by itself."
-    supported = [name for name, verdict in main if verdict == "supported"]
-    other = [f"{name} ({verdict})" for name, verdict in main if verdict != "supported"]
-    verb = "causes" if len(supported) == 1 else "cause"
-    found = f"No component was confirmed for the {task} behavior."
-    if supported:
-        found = f"{' and '.join(supported)} {verb} the {task} behavior, on prompts that nothing was tuned on."
-    return found + (f" Not supported: {', '.join(other)}." if other else "")
 
 
 # -- cards
@@ -176,24 +164,6 @@ def audit_rows(model: Model) -> tuple[schema.AuditRow, ...]:
         status, detail, error = worst["status"], worst["reason"], max(errors, default=None)
         found.append(schema.AuditRow(site=kind, status=status, detail=detail, error=error))
     return tuple(found)
-
-
-def task_card(task: Task) -> schema.TaskCard:
-    metric = metric_named(task.metric)
-    splits = []
-    for name in ("explore", "calibrate", "confirm"):
-        if task.splits.get(name):
-            part = task.split(name)
-            splits.append(schema.SplitCount(name=name, n_pairs=len(part), n_clusters=len(part.clusters)))
-    card = schema.MetricCard(name=metric.name, unit=metric.unit, sign=1 if metric.sign > 0 else -1, doc=metric.doc)
-    return schema.TaskCard(
-        name=task.name,
-        description=task.description,
-        digest=task.digest,
-        metric=card,
-        splits=tuple(splits),
-        roles=task.roles,
-    )
 
 
 def examples(model: Model, shown: Behavior) -> tuple[schema.Example, ...]:

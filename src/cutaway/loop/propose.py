@@ -11,6 +11,7 @@ from typing import Literal
 from cutaway.claims import Claim, Mediates, Necessary, Prediction, Specific, Sufficient
 from cutaway.loop.identify import Candidate, Findings, Together, candidates, role_of
 from cutaway.loop.options import Options
+from cutaway.report.summary import DECOY
 
 LEAST = 0.1
 """Share of the gap below which a component is no candidate, and below which no threshold is set."""
@@ -75,7 +76,7 @@ def _controls(
     found = []
     if same_kind and same_kind[-1].strength < LEAST:
         decoy = str(same_kind[-1].site)
-        sentence = f"{decoy} is necessary for {behavior}. (A decoy: it did least on the explore split.)"
+        sentence = f"{decoy} is necessary for {behavior}. {DECOY}: it did least on the explore split.)"
         claim = Claim(
             sentence,
             (decoy,),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from cutaway.errors import OutOfRange, SiteUnavailable, UsageError
-from cutaway.models.sites import ATTENTION_KINDS, KINDS, Site, SiteSet
+from cutaway.models.sites import ATTENTION_KINDS, KINDS, Site, SiteSet, parse
 
 Port: TypeAlias = Literal["input", "output"]
 
@@ -81,6 +81,16 @@ class Anatomy:
     """'' when a run may start at a later layer from stored residual streams; else why not."""
     suffix: str = "not audited"
     """'' when a run may compute only the positions from its first edit on; else why not."""
+    cached: str = "not audited"
+    """'' when generation may keep keys and values from step to step; else why not."""
+    padding: Mapping[str, str] = field(default_factory=dict)
+    """Side ('left', 'right') to the reason why padding there would change what a row gives; both sides work without an
+    entry."""
+    positions: bool = True
+    """Runs state the position of every token. False where the model numbers tokens in a way of its own (RoBERTa counts
+    from its padding id on): then it does so from the ids, and padding is filled with its padding id."""
+    length: int | None = None
+    """Tokens that a row may have, as the configuration states it; None when it states no limit."""
 
     @property
     def n_layers(self) -> int:
@@ -152,11 +162,13 @@ class Anatomy:
 
     def expand(self, wanted: "Site | SiteSet | str | Iterable[Site | SiteSet | str]") -> list[Site]:
         """Sites of a request: texts are parsed, sets expanded, each checked against this model; duplicates dropped."""
-        if isinstance(wanted, Site | SiteSet | str):
+        if isinstance(wanted, Site | SiteSet | str) or not isinstance(wanted, Iterable):
             wanted = [wanted]
         found: dict[Site, None] = {}
         for item in wanted:
-            site = Site.parse(item) if isinstance(item, str) else item
+            site = parse(item) if isinstance(item, str) else item
+            if not isinstance(site, Site | SiteSet):
+                raise UsageError(f"sites: {item!r} is no site; write a text such as 'resid_post.0', or sites.z[0]")
             for one in site.expand(self.n_layers, self.n_units) if isinstance(site, SiteSet) else [site]:
                 self.tap(one)
                 found[one] = None

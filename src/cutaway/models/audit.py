@@ -7,8 +7,10 @@ Identities, on short random rows:
     pattern
     identity    an edit that changes nothing leaves the logits bit-equal (scores and pattern: against the eager kernel)
     effect      a real edit at the site moves the output, so that the site is upstream of it
+    rows        a row gives in a batch what it gives alone, laid out [batch pos ...], also beside padding on either side
     causal      a changed last token leaves all earlier logits as they were
     resume      starting at a later layer, or at a later column with cached keys, gives what the full pass gives
+    cache       tokens one by one, with the model's own cache, give what the full pass gives
 A site that passes is verified; one that fails is refused with the numbers. No name is believed.
 """
 
@@ -21,10 +23,10 @@ from torch import Tensor, nn
 
 from cutaway.errors import CutawayError
 from cutaway.models.anatomy import Anatomy, Status
-from cutaway.models.cache import PrefixCache
+from cutaway.models.cache import PrefixCache, growing
 from cutaway.models.edits import Placed
 from cutaway.models.forward import forward
-from cutaway.models.resolve import rounding
+from cutaway.models.resolve import gap, rounding
 from cutaway.models.sites import PATTERN_KINDS, Site
 from cutaway.models.taps import Resume
 from cutaway.models.tokens import Tokens
@@ -50,14 +52,17 @@ def audit(model: "cutaway.models.model.Model") -> Anatomy:
     short passes a site kind."""
     anatomy = model.body
     tokens = model.encode(probe_ids(model.module, rows=2, length=7))
+    mixed = _mixed(model, tokens)
     found = _identities(model, tokens)
     statuses: dict[tuple[str, int | None], Status] = {}
     for site in anatomy.sites():
         if anatomy.status(site).state != "refused":
-            statuses[(site.kind, site.layer)] = _status(model, tokens, site, found)
-    anatomy = replace(anatomy, statuses=statuses, causal=_causal(model, tokens))
+            why = mixed.get(site)
+            bad = Status("refused", why or "", editable=False)
+            statuses[(site.kind, site.layer)] = bad if why else _status(model, tokens, site, found)
+    anatomy = replace(anatomy, statuses=statuses, causal=_causal(model, tokens), padding=_padding(model, tokens))
     model._anatomy = anatomy
-    return replace(anatomy, resume=_resume(model, tokens), suffix=_suffix(model, tokens))
+    return replace(anatomy, resume=_resume(model, tokens), suffix=_suffix(model, tokens), cached=_cached(model, tokens))
 
 
 def table(model: "cutaway.models.model.Model") -> list[dict[str, object]]:
@@ -97,7 +102,7 @@ def _status(
     identities: Mapping[tuple[str, int | None], tuple[float, float]],
 ) -> Status:
     error, limit = identities.get((site.kind, site.layer), (0.0, 0.0))
-    if error > limit:
+    if not error <= limit:
         return Status(
             "refused",
             f"its identity is off by {error:.2g}, more than rounding explains ({limit:.2g})",
@@ -108,8 +113,8 @@ def _status(
         plain, _ = _output(model, tokens, [], [site] if site.kind in PATTERN_KINDS else None)
         same, _ = _output(model, tokens, [Placed(site.apply(lambda value: value), tokens)])
         moved, _ = _output(model, tokens, [Placed(site.apply(_nudge), tokens)])
-    except CutawayError as problem:
-        return Status("refused", str(problem), None, editable=False)
+    except Exception as problem:  # noqa: BLE001 - whatever a foreign architecture raises here, the site is refused
+        return Status("refused", _told(problem), None, editable=False)
     if not torch.equal(plain, same):
         return Status(
             "refused",
@@ -149,22 +154,93 @@ def _identities(
 
 def _read(model: "cutaway.models.model.Model", tokens: Tokens, layer: int, *kinds: str) -> dict[str, Tensor]:
     have = [Site(kind, layer) for kind in kinds if kind in model.body.layers[layer].taps]
-    if not have:
-        return {}
+    return {site.kind: value for site, value in _values(model, tokens, have)[0].items()}
+
+
+def _values(
+    model: "cutaway.models.model.Model", tokens: Tokens, sites: list[Site]
+) -> tuple[Mapping[Site, Tensor], dict[Site, str]]:
+    """What can be read, and why the rest cannot: in one pass where that works, else one by one."""
+    if not sites:
+        return {}, {}
     try:
-        _, values = forward(model, tokens, reads=have, logits=[[]] * len(tokens))
-    except CutawayError:
-        return {}
-    return {site.kind: value for site, value in values.items()}
+        return forward(model, tokens, reads=sites, logits=[[]] * len(tokens))[1], {}
+    except Exception as problem:  # noqa: BLE001 - as in _status
+        if len(sites) == 1:
+            return {}, {sites[0]: _told(problem)}
+    values: dict[Site, Tensor] = {}
+    problems: dict[Site, str] = {}
+    for site in sites:
+        one, problem = _values(model, tokens, [site])
+        values |= one
+        problems |= problem
+    return values, problems
+
+
+def _told(problem: Exception) -> str:
+    return str(problem) if isinstance(problem, CutawayError) else f"{type(problem).__name__}: {problem}"
 
 
 def _compare(left: Tensor, right: Tensor) -> tuple[float, float]:
-    return float((left.float() - right.float()).abs().max()), 8 * rounding(left, right)
+    """(Largest difference, what rounding may explain); NaN differs from everything."""
+    return gap(left, right), 8 * rounding(left, right)
+
+
+def _mixed(model: "cutaway.models.model.Model", tokens: Tokens) -> dict[Site, str]:
+    """Sites that cannot be read, that are not laid out by row and position, or whose rows depend on each other."""
+    available = [site for site in model.body.sites() if model.body.status(site).state != "refused"]
+    single = tokens.take([1])
+    why: dict[Site, str] = {}
+    for layer in dict.fromkeys(site.layer for site in available):
+        sites = [site for site in available if site.layer == layer]
+        together, problems = _values(model, tokens, sites)
+        alone, more = _values(model, single, sites)
+        why |= problems | more
+        for site in [site for site in sites if site in together and site in alone]:
+            if reason := _misplaced(site, together[site], alone[site], tokens):
+                why[site] = reason
+    return why
+
+
+def _misplaced(site: Site, together: Tensor, alone: Tensor, tokens: Tokens) -> str:
+    """Why the values of row 1 are not those of the row alone; '' when they are."""
+    shape, rows, n = list(together.shape), len(tokens), tokens.width
+    pattern = site.kind in PATTERN_KINDS
+    found, wanted = (shape[:1] + shape[2:], [rows, n, n]) if pattern else (shape[:2], [rows, n])
+    if found != wanted:
+        axes = "[batch head query key]" if pattern else "[batch pos ...]"
+        return f"it is of shape {shape} for {rows} rows of {n} tokens, which is not {axes}"
+    if site.kind == "scores":  # what is masked has a size that hides every difference
+        together, alone = together.float().softmax(-1), alone.float().softmax(-1)
+    difference, limit = _compare(together[1], alone[0])
+    return "" if difference <= limit else f"a row gives in a batch what it does not alone (off by {difference:.2g})"
+
+
+def _padding(model: "cutaway.models.model.Model", tokens: Tokens) -> dict[str, str]:
+    """The sides where padding changes what a row gives, with the reason."""
+    long, short = tokens.row(0), tokens.row(1)[:4]
+    alone, _ = _output(model, model.encode([short]), [])
+    why: dict[str, str] = {}
+    for side in ("left", "right"):
+        padded = model.encode([long, short], pad=side)
+        first = padded.offsets[1]
+        try:
+            together, _ = _output(model, padded, [])
+            found = _compare(together[1, first : first + len(short)], alone[0])
+        except Exception as problem:  # noqa: BLE001 - as in _status
+            why[side] = _told(problem)
+            continue
+        if not found[0] <= found[1]:
+            why[side] = f"off by {found[0]:.2g} in the audit"
+    return why
 
 
 def _residual_identity(model: "cutaway.models.model.Model", tokens: Tokens, index: int):
     layer = model.body.layers[index]
-    v = _read(model, tokens, index, "resid_pre", "attn_write", "resid_mid", "mlp_write", "resid_post")
+    kinds = ("resid_pre", "attn_write", "resid_mid", "mlp_write", "resid_post")
+    v = _read(model, tokens, index, *kinds)
+    if any(kind not in v for kind in kinds if kind in layer.taps):
+        return  # the part that cannot be read is refused on its own account
     if layer.writes == "post-norm":
         first, second = (model.module.get_submodule(path) for path in layer.norms)
         with torch.no_grad():
@@ -186,8 +262,10 @@ def _residual_identity(model: "cutaway.models.model.Model", tokens: Tokens, inde
 def _attention_identity(model: "cutaway.models.model.Model", tokens: Tokens, index: int):
     layer = model.body.layers[index]
     v = _read(model, tokens, index, "scores", "pattern", "v", "z", "attn_out")
-    if "pattern" not in v:
+    if any(kind not in v for kind in ("scores", "pattern", "v", "z")):
         return
+    if v["pattern"].shape[-1] != v["v"].shape[1]:
+        return  # it has keys of its own (sinks): refused by its shape
     sums = v["pattern"].sum(-1)
     yield ("pattern",), _compare(sums, torch.ones_like(sums))
     yield ("scores",), _compare(v["scores"].float().softmax(-1), v["pattern"])
@@ -226,7 +304,7 @@ def _resume(model: "cutaway.models.model.Model", tokens: Tokens) -> str:
         except Exception as error:  # noqa: BLE001 - whatever a foreign architecture raises here, the answer is: full passes
             return f"starting at layer {layer} fails ({type(error).__name__}: {error})"
         difference, limit = _compare(cut, full)
-        if difference > limit:
+        if not difference <= limit:
             return f"starting at layer {layer} changes the output by {difference:.2g}"
     return ""
 
@@ -234,6 +312,8 @@ def _resume(model: "cutaway.models.model.Model", tokens: Tokens) -> str:
 def _suffix(model: "cutaway.models.model.Model", tokens: Tokens) -> str:
     if not model.body.causal:
         return "a later token changes earlier positions here"
+    if not model.body.positions:
+        return "the model numbers tokens by itself, from the first one that it is given"
     if model.dispatched:
         return "accelerate moves the weights between devices during a pass"
     if "past_key_values" not in model.accepts:
@@ -252,8 +332,34 @@ def _suffix(model: "cutaway.models.model.Model", tokens: Tokens) -> str:
         except Exception as error:  # noqa: BLE001 - as above
             return f"starting at a later position fails ({type(error).__name__}: {error})"
         difference, limit = _compare(cut, full[:, start:])
-        if difference > limit:
+        if not difference <= limit:
             return f"starting at a later position changes the output by {difference:.2g}"
+    return ""
+
+
+def _cached(model: "cutaway.models.model.Model", tokens: Tokens) -> str:
+    """Prompt, then token after token, as generation does it: on rows padded on the left where they may be."""
+    if "past_key_values" not in model.accepts:
+        return "its forward takes no key/value cache"
+    if not model.body.causal:
+        return "a later token changes earlier positions here"
+    if "logits" not in model.body.taps:
+        return "it returns no logits"
+    if "left" not in model.body.padding:
+        tokens = model.encode([tokens.row(0), tokens.row(1)[:4]], pad="left")
+    full, _ = _output(model, tokens, [])
+    n = tokens.width
+    try:
+        state = growing(model.module.config)
+        for start, stop in ((0, n - 2), (n - 2, n - 1), (n - 1, n)):
+            part = Tokens(tokens.ids[:, :stop], tokens.mask[:, :stop])
+            with torch.no_grad():
+                out = model.module(**model.inputs(part, start, state))
+            difference, limit = _compare(out.logits[:, -1], full[:, stop - 1])
+            if not difference <= limit:
+                return f"a step with its cache changes the logits by {difference:.2g}"
+    except Exception as error:  # noqa: BLE001 - as above
+        return f"a step with its cache fails ({type(error).__name__}: {error})"
     return ""
 
 

@@ -1,5 +1,5 @@
 """A key/value cache that holds the fixed prefix of some rows and grows no further: each pass sees prefix + its own
-columns."""
+columns. And the cache that generation fills."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -49,3 +49,10 @@ class PrefixCache:
                 return -1
 
         return Cache(layers=[Layer(keys_values.get(layer)) for layer in range(n_layers)])
+
+
+def growing(config: Any) -> Any:
+    """An empty transformers cache that keeps what each step computes."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=config)

@@ -5,9 +5,10 @@ accident: a value is either one vector for every selected slot (the site's shape
 tensor of exactly the selected shape. Values are cast to the activation's dtype and device. Writes are out of place.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,13 @@ class Edit:
             )
         if self.op == "clamp" and self.low is None and self.high is None:
             raise BadEdit(f"edit of {self.site}: clamp needs low=, high= or both", site=str(self.site))
+        limits = [limit for limit in (self.low, self.high) if limit is not None]
+        if any(limit != limit for limit in limits) or sorted(limits) != limits:
+            raise BadEdit(
+                f"edit of {self.site}: clamp(low={self.low}, high={self.high}) leaves no number between; low= must not "
+                "be above high=",
+                site=str(self.site),
+            )
         if self.op == "project" and (not isinstance(self.value, Tensor) or float(self.value.norm()) == 0.0):
             raise BadEdit(
                 f"edit of {self.site}: project_out needs a direction, a tensor that is not zero", site=str(self.site)
@@ -91,6 +99,22 @@ class Edit:
         return isinstance(self.value, Tensor) and self.op != "project" and self.value.ndim > self.slot_ndim
 
 
+def edits_of(edits: Any) -> tuple[Edit, ...]:
+    """What was given as `edits=`, or UsageError for what is no sequence of edits."""
+    if isinstance(edits, Edit):
+        raise UsageError(f"edits: one edit was given ({edits}); give a list of edits, as in edits=[site.zero()]")
+    if isinstance(edits, str | Site) or not isinstance(edits, Iterable):
+        raise UsageError(f"edits: {edits!r} is no list of edits; give edits=[...], each made of a site: {_MADE}")
+    found = tuple(edits)
+    for edit in found:
+        if not isinstance(edit, Edit):
+            raise UsageError(f"edits: {edit!r} is no edit; say what is to be done at the site: {_MADE}")
+    return found
+
+
+_MADE = "sites.z[1].zero(), sites.resid_post[0].add(vector)"
+
+
 @dataclass(frozen=True, eq=False)
 class Placed:
     """An edit on the rows `first : first + len(tokens)` of one forward pass, whose column 0 is column `start` of
@@ -108,6 +132,10 @@ class Placed:
     @property
     def site(self) -> Site:
         return self.edit.site
+
+    def covers(self, row: int) -> bool:
+        """A row of the pass is one of the edit's own."""
+        return self.tokens is None or self.first <= row < self.first + len(self.tokens)
 
     def check(self, slot: Sequence[int]) -> None:
         """Compare the value's shape with what is selected, before anything runs. `slot`: the site's shape after
@@ -370,4 +398,16 @@ class Placed:
                 "the same shape",
                 site=str(self.site),
             )
-        return new.to(old)
+        new = new.to(old)
+        self._refuse_not_finite(old, new)
+        return new
+
+    def _refuse_not_finite(self, old: Tensor, new: Tensor) -> None:
+        """Numbers stay numbers; masked scores may be minus infinity, but never NaN."""
+        bad = new.isnan() if self.site.kind in PATTERN_KINDS else ~new.isfinite()
+        if bool(bad.any()) and bool(old[bad].isfinite().any()):
+            raise BadEdit(
+                f"edit of {self.site}: the function returned {int(bad.sum())} numbers that are NaN, infinite or beyond "
+                f"{old.dtype}, and so would every result after it be; return finite numbers",
+                site=str(self.site),
+            )

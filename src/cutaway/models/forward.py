@@ -2,7 +2,7 @@
 made of."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cutaway.artifacts import require_same_model
-from cutaway.errors import ModelInTraining, OutOfMemory, SiteUnavailable, UsageError
+from cutaway.errors import EngineError, ModelInTraining, OutOfMemory, SiteUnavailable, UsageError
+from cutaway.models.anatomy import Anatomy
 from cutaway.models.edits import Edit, Placed
 from cutaway.models.sites import Site
 from cutaway.models.taps import Resume, Session
@@ -101,6 +102,8 @@ def forward(
     """
     whole = any(site.kind == "logits" for site in [*reads, *(p.site for p in edits)])
     wanted = logits if logits is None or any(logits) else []
+    if wanted != [] and model.anatomy is not None:
+        _require_logits(model.anatomy)
     kwargs = model.inputs(tokens, start, cache)
     keep = None
     if wanted and not whole and "logits_to_keep" in model.accepts:
@@ -114,7 +117,8 @@ def forward(
         shape=(len(tokens), tokens.width - start),
         start=start,
         resume=resume,
-        stop_early=wanted == [] and not model.dispatched,
+        # a module that runs more often than once is noticed at the end of the pass
+        stop_early=wanted == [] and not model.dispatched and all(site.kind != "module" for site in reads),
         keep_graph=keep_graph,
     )
     out = None
@@ -128,7 +132,47 @@ def forward(
         raise SiteUnavailable(
             f"{type(model.module).__name__} returns no logits; ask for logits='none' and read sites", reason="no logits"
         )
-    return select_logits(found, wanted, keep, start), session.values
+    selected = select_logits(found, wanted, keep, start)
+    if edits:
+        real = select_logits(tokens.mask[:, start:, None], wanted, None, start)[..., 0].to(selected.device)
+        refuse_overflow(
+            edits,
+            selected[real],
+            real.nonzero()[:, 0],
+            lambda: forward(model, tokens, logits=logits, start=start, resume=resume, cache=cache)[0][real],  # type: ignore[index]
+        )
+    return selected, session.values
+
+
+def refuse_overflow(edits: Sequence[Placed], found: Tensor, rows: Tensor, plain: Callable[[], Tensor]) -> None:
+    """EngineError when logits [token d_vocab] are not finite, and are in the plain run; `rows` says whose they are.
+
+    Costs one pass over the logits; only where something is not finite a plain run.
+    """
+    found = found.detach()
+    if bool(found.sum(dtype=torch.float32).isfinite()) or bool(found.isfinite().all()):
+        return
+    broken = rows[(~found.isfinite() & plain().isfinite()).any(1)].tolist()
+    if not broken:
+        return
+    names = list(dict.fromkeys(str(placed.edit) for placed in edits if any(map(placed.covers, broken))))
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    raise EngineError(
+        f"with the edits {shown} the logits are NaN or infinite, and without them they are not: the values are too "
+        f"large for {found.dtype}; use smaller ones",
+        edits=names,
+    )
+
+
+def _require_logits(anatomy: Anatomy) -> None:
+    """Or SiteUnavailable, before anything runs."""
+    if "logits" not in anatomy.taps:
+        reason = anatomy.refused.get("logits", "none were found")
+        raise SiteUnavailable(
+            f"site 'logits': this model does not have it: {reason}; or ask for logits='none' and read sites",
+            site="logits",
+            reason=reason,
+        )
 
 
 def select_logits(found: Tensor, wanted: list[list[int]] | None, keep: list[int] | None, start: int) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import EditNeverApplied, UsageError
-from cutaway.models.edits import Edit, Placed
-from cutaway.models.forward import check, memory_named
+from cutaway.models.cache import growing
+from cutaway.models.edits import Edit, Placed, edits_of
+from cutaway.models.forward import check, forward, memory_named, refuse_overflow
 from cutaway.models.taps import Session
 from cutaway.models.tokens import Tokens
 
@@ -38,15 +39,20 @@ def generate(
     patch, or a value with one entry a prompt position, acts on the prompt. Greedy at temperature 0, else sampled with
     the given generator. A row that produces `stop` (default: the tokenizer's end-of-sequence id) is padded from there.
     With `cache=False` each step recomputes everything: the slow oracle. Cost with cache: one forward of the prompt and
-    one of each new token. Raises EditNeverApplied for a position that was never reached.
+    one of each new token. A model of which the audit could not show that its cache gives what full passes give
+    (`model.anatomy.cached` says why) runs full passes, whatever `cache` says. Raises EditNeverApplied for a position
+    that was never reached, OutOfRange where prompt and new tokens pass the model's context, EngineError where edits
+    overflow.
     """
+    edits = edits_of(edits)
     _check_request(model, max_new_tokens, temperature, generator)
-    tokens = _left_padded(prompt, model.pad_id)
+    tokens = model.admit(_left_padded(prompt, model.pad_id), max_new_tokens)
     ends = tokens.lengths
     check(model, [Placed(edit, tokens, ends=ends) for edit in edits], [])
     fired = [0] * len(edits)
     stop = getattr(model.tokenizer, "eos_token_id", None) if stop is None else stop
-    state, seen, done = _new_cache(model) if cache else None, 0, torch.zeros(len(tokens), dtype=torch.bool)
+    cache = cache and not model.body.cached
+    state, seen, done = growing(model.module.config) if cache else None, 0, torch.zeros(len(tokens), dtype=torch.bool)
     for _ in range(max_new_tokens):
         logits = _step(
             model, [Placed(edit, tokens, start=seen, ends=ends) for edit in edits], tokens, fired, state, seen
@@ -97,7 +103,17 @@ def _step(
         out = model.module(**kwargs)
     for i, count in enumerate(session.fired):
         fired[i] += count
-    return out.logits[:, -1]
+    found = out.logits[:, -1]
+    if placed:
+        real = tokens.mask[:, -1].to(found.device)
+        last = [[tokens.width - 1]] * len(tokens)
+        refuse_overflow(
+            placed,
+            found[real],
+            real.nonzero()[:, 0],
+            lambda: forward(model, tokens, logits=last)[0][real, 0],  # type: ignore[index]
+        )
+    return found
 
 
 def _require_fired(edits: Sequence[Edit], fired: list[int], n_run: int) -> None:
@@ -123,13 +139,6 @@ def _left_padded(tokens: Tokens, pad_id: int) -> Tokens:
         return tokens
     moved = from_rows([tokens.row(r) for r in range(len(tokens))], pad="left", pad_id=pad_id, roles=tokens.roles)
     return replace(moved, texts=tokens.texts)
-
-
-def _new_cache(model: "cutaway.models.model.Model") -> Any:
-    from transformers import DynamicCache
-
-    config: Any = model.module.config
-    return DynamicCache(config=config)
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

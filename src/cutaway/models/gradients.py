@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cutaway.errors import UsageError
 from cutaway.models.activations import Activations
-from cutaway.models.edits import Edit, Placed
+from cutaway.models.edits import Edit, Placed, edits_of
 from cutaway.models.forward import check, forward
 from cutaway.models.sites import Site
 from cutaway.models.tokens import Tokens
@@ -40,7 +40,7 @@ def grad(
     `metric` maps logits [batch pos d_vocab] to one number; sum over rows for per-example gradients, since rows do not
     mix. A site that the metric does not depend on gets zeros. Cost: one forward with stored graph and one backward.
     """
-    placed = [Placed(edit, tokens) for edit in edits]
+    placed = [Placed(edit, tokens) for edit in edits_of(edits)]
     check(model, placed, wanted)
     bases = list(dict.fromkeys(site.base for site in wanted))
     # what is read where a module takes it in may go on elsewhere too: the slope is taken where a change would be made

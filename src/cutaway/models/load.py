@@ -3,6 +3,7 @@ wrapped."""
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,12 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutaway.errors import ModelIncomplete, ModelNotFinite, ModelNotFound, SelfCheckFailed, UsageError, did_you_mean
+from cutaway.errors import (
+    ModelIncomplete,
+    ModelNotFinite,
+    ModelNotFound,
+    SelfCheckFailed,
+    UnknownName,
+    UsageError,
+    did_you_mean,
+)
 from cutaway.models import audit as auditing
 from cutaway.models.anatomy import Anatomy
 from cutaway.models.model import Model, weights
-from cutaway.models.resolve import resolve
-from cutaway.models.taps import watch
+from cutaway.models.resolve import Trace, gap, resolve, rounding
+from cutaway.models.taps import first_output, watch
+from cutaway.models.tokens import Tokens
 
 EMBEDDED = Path(__file__).parent.parent / "zoo" / "weights"
 
@@ -39,7 +49,8 @@ def load(
     forward passes); without it sites are 'structural'.
 
     Raises ModelNotFound (with the nearest embedded name), ModelIncomplete for a folder that lacks files or tensors,
-    ModelNotFinite for NaN or infinite weights.
+    ModelNotFinite for NaN or infinite weights, SelfCheckFailed for a model that cannot be watched on rows of token ids
+    (encoder-decoders, images): `wrap` takes any.
     """
     if isinstance(source, nn.Module):
         if device is not None or dtype is not None or device_map is not None:
@@ -47,13 +58,51 @@ def load(
                 "device=, dtype= and device_map= choose how files are loaded; move or cast an in-memory model yourself"
             )
         return from_module(source, tokenizer, name=type(source).__name__, audit=audit)
-    name = str(source)
+    if not isinstance(source, str | os.PathLike) or not str(source).strip():
+        raise UsageError(
+            f"model {source!r}: give an embedded name ({', '.join(embedded_names())}), a folder, a hub id, or a module "
+            "in memory"
+        )
+    name = os.fspath(source)
+    device, dtype = _device(device), _dtype(dtype)
     where = _find(name)
-    module = _read_module(where, name, device=device, dtype=dtype, device_map=device_map, revision=revision)
-    found = tokenizer if tokenizer is not None else _read_tokenizer(where, revision)
+    offline = Path(where).is_dir() or not _hub_answers(where, revision)
+    options = {"device": device, "dtype": dtype, "device_map": device_map, "revision": revision}
+    module = _read_module(where, name, offline, **options)
+    found = tokenizer if tokenizer is not None else _read_tokenizer(where, revision, offline)
     return from_module(
         module, found, name=name if EMBEDDED not in Path(where).parents else Path(where).name, audit=audit
     )
+
+
+def _device(device: Any) -> torch.device | None:
+    """The device, or UsageError for one that torch does not know or this machine does not have."""
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        have = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        if torch.backends.mps.is_available():
+            have += ", mps"
+        raise UsageError(f"device {device!r}: torch cannot use it here ({_first_line(error)}). Here: {have}") from error
+    return found
+
+
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+def _dtype(dtype: Any) -> Any:
+    """The dtype, or UnknownName with the nearest; 'auto' is the files' own."""
+    known = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+    floats = sorted(name for name, value in known.items() if value.is_floating_point)
+    if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
+        return dtype
+    name = str(dtype).removeprefix("torch.")
+    if name not in floats:
+        raise UnknownName(f"dtype {dtype!r}: no floating dtype of torch.{did_you_mean(name, _DTYPES)}", name=name)
+    return known[name]
 
 
 def wrap(module: nn.Module, name: str | None = None) -> Model:
@@ -79,14 +128,21 @@ def from_module(module: nn.Module, tokenizer: Any, *, name: str, audit: bool) ->
 
 
 def trace_anatomy(module: nn.Module) -> Anatomy:
-    """Resolve the anatomy from one short traced pass on random ids."""
+    """Resolve the anatomy from one short traced pass on random ids; two more passes say how tokens are numbered."""
+    config = getattr(module, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise _not_traced(module, "encoder-decoder models are not supported by load yet")
     embedding, head = _ends(module)
     ids = auditing.probe_ids(module, rows=2, length=6)
     model = Model(module, None, None, type(module).__name__)
     tokens = model.encode(ids)
-    interface = hasattr(getattr(module, "config", None), "_attn_implementation")
+    interface = hasattr(config, "_attn_implementation")
+    out: list[Any] = []
     try:
-        trace = watch(module, lambda: module(**model.inputs(tokens)), with_attention=interface)
+        trace = watch(module, lambda: out.append(module(**model.inputs(tokens))), with_attention=interface)
+        with torch.no_grad():
+            plain = first_output(module(input_ids=tokens.ids.to(model.device)), "")[1]
+            ours = {flag: _first(model, tokens, positions=flag) for flag in (True, False)}
     except Exception as error:
         raise _not_traced(
             module, f"a pass on token ids fails ({type(error).__name__}: {_first_line(error)})"
@@ -94,13 +150,85 @@ def trace_anatomy(module: nn.Module) -> Anatomy:
     weight = getattr(head, "weight", None) if head is not None else None
     n_vocab = int(weight.shape[0]) if isinstance(weight, Tensor) else getattr(embedding, "num_embeddings", None)
     anatomy = resolve(trace, module, head=head, embedding=embedding, n_vocab=n_vocab)
-    if head is None:
-        refused = {
-            **anatomy.refused,
-            "logits": f"{type(module).__name__} has no unembedding; load the class with a language-model head",
-        }
-        anatomy = replace(anatomy, refused=refused, taps={k: v for k, v in anatomy.taps.items() if k != "logits"})
-    return anatomy
+    _require_rows(module, anatomy, trace, tokens)
+    positions = _positions(module, plain, ours)
+    why = _no_logits(module, out[0], tokens, n_vocab, headless=head is None)
+    if why:
+        anatomy = replace(
+            anatomy,
+            refused={**anatomy.refused, "logits": why},
+            taps={k: v for k, v in anatomy.taps.items() if k != "logits"},
+        )
+    return replace(anatomy, positions=positions, length=context_length(config, positions=positions))
+
+
+def _first(model: Model, tokens: Tokens, *, positions: bool) -> Tensor:
+    kwargs = model.inputs(tokens)
+    if not positions:
+        kwargs.pop("position_ids", None)
+    return first_output(model.module(**kwargs), "")[1]
+
+
+def _positions(module: nn.Module, plain: Tensor, ours: dict[bool, Tensor]) -> bool:
+    """Stating positions gives what the module gives by itself; else leaving them out must."""
+    off = {flag: gap(value, plain) for flag, value in ours.items()}
+    stated = off[True] <= rounding(plain) or off[False] >= off[True] / 2
+    if not off[stated] <= 8 * rounding(plain):
+        raise SelfCheckFailed(
+            f"{type(module).__name__}: a pass with a mask and positions gives other numbers than module(input_ids=...) "
+            f"(off by {off[stated]:.2g}), so runs would be of another computation; use cutaway.wrap(module), which "
+            "passes its inputs on as they are",
+            model=type(module).__name__,
+        )
+    return stated
+
+
+def _require_rows(module: nn.Module, anatomy: Anatomy, trace: Trace, tokens: Tokens) -> None:
+    """The residual stream is laid out [batch pos d_model]."""
+    for layer in anatomy.layers:
+        found = next(tuple(call.output.shape) for call in trace.of(layer.block) if call.output is not None)
+        if found[:2] != (len(tokens), tokens.width):
+            raise _not_traced(
+                module,
+                f"its blocks work on {list(found)}, which is not [batch pos d_model] of {len(tokens)} rows of "
+                f"{tokens.width} tokens",
+            )
+
+
+def _no_logits(module: nn.Module, out: Any, tokens: Tokens, n_vocab: int | None, *, headless: bool) -> str:
+    """Why there are no scores of the vocabulary at every token; '' when there are."""
+    logits, name = getattr(out, "logits", None), type(module).__name__
+    if not isinstance(logits, Tensor):
+        return f"{name} has no unembedding; load the class with a language-model head"
+    if logits.ndim != 3 or tuple(logits.shape[:2]) != tuple(tokens.ids.shape):
+        return (
+            f"{name} returns scores of shape {list(logits.shape)}, one row a text and not one a token; load the class "
+            "with a language-model head"
+        )
+    if headless and logits.shape[-1] != n_vocab:
+        return f"{name} scores {logits.shape[-1]} labels, not the vocabulary; load the class with a language-model head"
+    return ""
+
+
+def context_length(config: Any, *, positions: bool = True) -> int | None:
+    """Tokens that a row may have, as a configuration states it, with the stretch of its rotary positions."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    names = ("max_position_embeddings", "n_positions")
+    found = next((n for name in names if isinstance(n := getattr(config, name, None), int) and n > 0), None)
+    if found is None or getattr(config, "alibi", False):
+        return None
+    if not positions:  # such models number tokens from their padding id on
+        return found - (getattr(config, "pad_token_id", None) or 0) - 1
+    rope = getattr(config, "rope_parameters", None) or {}
+    ropes = rope.values() if rope and all(isinstance(part, dict) for part in rope.values()) else [rope]
+    return max([found, *(_stretched(part, found) for part in ropes)])
+
+
+def _stretched(rope: dict[str, Any], trained: int) -> int:
+    """Positions after scaling; of Llama 3 the configuration states them itself."""
+    if rope.get("rope_type") not in ("linear", "dynamic", "yarn", "longrope") or not rope.get("factor"):
+        return trained
+    return int(rope["factor"] * (rope.get("original_max_position_embeddings") or trained))
 
 
 def _ends(module: nn.Module) -> tuple[Any, Any]:
@@ -150,6 +278,12 @@ def _find(name: str) -> str:
         raise ModelNotFound(
             f"model {name!r}: no such folder; check the path, it needs config.json and weights", name=name
         )
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or len(name) > 96:
+        raise ModelNotFound(
+            f"model {name!r}: neither an embedded model ({', '.join(embedded_names())}) nor a folder, and no hub id "
+            "either, which is of the form owner/name",
+            name=name,
+        )
     if "/" not in name and did_you_mean(name, embedded_names()).startswith(" Did"):
         raise ModelNotFound(f"model {name!r}: not an embedded model.{did_you_mean(name, embedded_names())}", name=name)
     return name
@@ -184,11 +318,10 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _read_module(where: str, name: str, **options: Any) -> nn.Module:
+def _read_module(where: str, name: str, offline: bool, **options: Any) -> nn.Module:
     from transformers import AutoConfig
 
     local = Path(where).is_dir()
-    offline = local or os.environ.get("HF_HUB_OFFLINE") == "1"
     options = {key: value for key, value in options.items() if value is not None}
     device = options.pop("device", None)
     pinned = {"revision": options["revision"]} if "revision" in options else {}
@@ -206,6 +339,23 @@ def _read_module(where: str, name: str, **options: Any) -> nn.Module:
             missing=missing,
         )
     return module.to(device) if device is not None else module
+
+
+def _hub_answers(name: str, revision: str | None) -> bool:
+    """One quick question to the hub, so that without a network nothing is tried again and again; then only files that
+    were downloaded before count."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=10)
+    except HfHubHTTPError:
+        return True  # it answered; what it said is read from the real request
+    except Exception:  # noqa: BLE001 - whatever its network library raises, there was no answer
+        return False
+    return True
 
 
 @contextmanager
@@ -266,7 +416,7 @@ def _auto_class(config: Any) -> Any:
     return transformers.AutoModel
 
 
-def _read_tokenizer(where: str, revision: str | None) -> Any:
+def _read_tokenizer(where: str, revision: str | None, offline: bool) -> Any:
     """The tokenizer beside the weights; None when there is none (rows of ids still work)."""
     from transformers import AutoTokenizer
 
@@ -278,7 +428,7 @@ def _read_tokenizer(where: str, revision: str | None) -> Any:
         return None
     try:
         return AutoTokenizer.from_pretrained(
-            where, local_files_only=local, **({"revision": revision} if revision else {})
+            where, local_files_only=offline, **({"revision": revision} if revision else {})
         )
     except (OSError, ValueError) as error:
         raise ModelIncomplete(

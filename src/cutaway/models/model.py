@@ -13,11 +13,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.artifacts import digest
-from cutaway.errors import SiteUnavailable, TokenizerUnfit, TokenNotSingle, UnknownSite, UsageError, did_you_mean
+from cutaway.errors import (
+    OutOfRange,
+    SiteUnavailable,
+    TokenizerUnfit,
+    TokenNotSingle,
+    UnknownSite,
+    UsageError,
+    did_you_mean,
+)
 from cutaway.models import generation, gradients
 from cutaway.models.activations import Activations
 from cutaway.models.anatomy import Anatomy
-from cutaway.models.edits import Edit, Placed
+from cutaway.models.edits import Edit, Placed, edits_of
 from cutaway.models.forward import LogitsAt, Raw, accepted, check, forward, logit_columns, run_raw
 from cutaway.models.sites import Site, SiteSet
 from cutaway.models.tokens import Tokens, from_rows
@@ -132,17 +140,37 @@ class Model:
         if isinstance(prompts, Tokens):
             if roles is not None or bos is not None or mask is not None:
                 raise UsageError("roles=, bos= and mask= belong to prompts; these are encoded already, with their own")
-            return self._known(prompts)
+            return self.admit(prompts)
         if isinstance(prompts, Tensor):
-            return self._texts(self._known(_from_tensor(prompts, mask, roles, self)))
+            return self._texts(self.admit(_from_tensor(prompts, mask, roles, self)))
         if isinstance(prompts, str):
             prompts = [prompts]
-        rows = [self._ids(p, bos) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
-        return self._texts(self._known(from_rows(rows, pad=pad, pad_id=self.pad_id, roles=roles)))
+        rows = [self._ids(p, bos) if isinstance(p, str) else _whole_numbers(p) for p in prompts]
+        return self._texts(self.admit(from_rows(rows, pad=pad, pad_id=self.pad_id, roles=roles)))
 
-    def _known(self, tokens: Tokens) -> Tokens:
-        """The same rows, or UsageError for an id that is not in the vocabulary."""
-        n = self._anatomy.d_vocab if self._anatomy is not None else None
+    def admit(self, tokens: Tokens, new: int = 1) -> Tokens:
+        """The same rows, when this model can take them, and go on from them until there are `new` more tokens.
+
+        Raises UsageError for an id that is not in the vocabulary, OutOfRange for rows beyond the context that the
+        configuration states, UsageError for padding that would change what a row gives.
+        """
+        if self._anatomy is None:
+            return tokens
+        self._known(tokens, self._anatomy.d_vocab)
+        if self._anatomy.length is not None:
+            _within(tokens, new, self._anatomy.length)
+        sides = {"left": any(tokens.offsets)}
+        sides["right"] = any(o + n < tokens.width for o, n in zip(tokens.offsets, tokens.lengths))
+        for side, reason in self._anatomy.padding.items():
+            if sides[side]:
+                raise UsageError(
+                    f"rows padded on the {side}: {type(self.module).__name__} then gives other numbers than for the "
+                    f"row alone ({reason}); run rows of one length, or one row at a time",
+                    side=side,
+                )
+        return tokens
+
+    def _known(self, tokens: Tokens, n: int | None) -> Tokens:
         if n is None:
             return tokens
         bad = (tokens.mask & ((tokens.ids < 0) | (tokens.ids >= n))).nonzero().tolist()
@@ -159,6 +187,13 @@ class Model:
         """The id that fills padding; masked, so that any would do."""
         found = getattr(self.tokenizer, "pad_token_id", None)
         return 0 if found is None else int(found)
+
+    @property
+    def _own_pad_id(self) -> int:
+        """The padding id by which the model itself tells padding from tokens."""
+        config: Any = getattr(self.module, "config", None)
+        found = getattr(config, "pad_token_id", None)
+        return self.pad_id if found is None else int(found)
 
     def strings(self, ids: Sequence[int] | Tensor) -> list[str]:
         """One display string a token."""
@@ -179,16 +214,28 @@ class Model:
 
     def _ids(self, text: str, bos: bool | None) -> list[int]:
         tokenizer = self._need_tokenizer()
-        if bos is None:
-            return list(tokenizer(text)["input_ids"])
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = list(tokenizer(text, add_special_tokens=bos is None)["input_ids"])
+        if not ids and not bos:
+            raise UsageError(
+                f"text {text!r}: it has no tokens, so there is nothing to run; give a text with at least one"
+            )
         if not bos:
+            if bos is None and len(ids) > 1 and ids[0] == ids[1] and ids[0] in _first_ids(tokenizer):
+                self._refuse_two(text, ids)
             return ids
         if tokenizer.bos_token_id is None:
             raise TokenizerUnfit(
                 f"{self.name}: the tokenizer has no BOS token; use bos=False, or set tokenizer.bos_token", what="bos"
             )
+        if ids and ids[0] == tokenizer.bos_token_id:
+            self._refuse_two(text, [tokenizer.bos_token_id, *ids])
         return [tokenizer.bos_token_id, *ids]
+
+    def _refuse_two(self, text: str, ids: list[int]) -> None:
+        raise UsageError(
+            f"text {text!r}: it begins with {self.strings(ids[:1])[0]!r}, and the tokenizer adds one more; pass "
+            "bos=False, or leave it out of the text"
+        )
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
@@ -218,6 +265,7 @@ class Model:
         Raises UnknownSite, OutOfRange, BadEdit before anything runs; EditNeverApplied, EditFailed after or in it. The
         module is left as it was in every case.
         """
+        edits = edits_of(edits)
         if isinstance(inputs, Raw) or self._anatomy is None:
             return self._run_raw(inputs, edits, reads)
         tokens = self.encode(inputs)
@@ -283,10 +331,12 @@ class Model:
 
     def inputs(self, tokens: Tokens, start: int = 0, cache: Any = None) -> dict[str, Any]:
         """The arguments of the module's forward for token rows, from a column on."""
-        kwargs: dict[str, Any] = {"input_ids": tokens.ids[:, start:].to(self.device)}
+        counted = self._anatomy is None or self._anatomy.positions
+        ids = tokens.ids if counted else tokens.ids.masked_fill(~tokens.mask, self._own_pad_id)
+        kwargs: dict[str, Any] = {"input_ids": ids[:, start:].to(self.device)}
         if "attention_mask" in self.accepts:
             kwargs["attention_mask"] = tokens.mask.long().to(self.device)
-        if "position_ids" in self.accepts:
+        if "position_ids" in self.accepts and counted:
             kwargs["position_ids"] = tokens.position_ids[:, start:].to(self.device)
         if "use_cache" in self.accepts:
             kwargs["use_cache"] = cache is not None
@@ -295,7 +345,47 @@ class Model:
         return kwargs
 
 
+def _within(tokens: Tokens, new: int, limit: int) -> None:
+    """The longest row, and all but the last of `new` tokens after it, have a position."""
+    n = max(tokens.lengths)
+    if n > limit:
+        raise OutOfRange(
+            f"row {tokens.lengths.index(n)} has {n} tokens, and this model's configuration states a context of "
+            f"{limit}; shorten the prompt, or load a model with a longer context",
+            length=n,
+            limit=limit,
+        )
+    if n + new - 1 > limit:
+        raise OutOfRange(
+            f"a prompt of {n} tokens and {new} new ones need {n + new - 1} positions, and this model's configuration "
+            f"states a context of {limit}; use max_new_tokens={limit - n + 1}, or a shorter prompt",
+            length=n + new - 1,
+            limit=limit,
+        )
+
+
+def _whole_numbers(row: Any) -> list[int]:
+    """Token ids as they are; nothing is rounded."""
+    if not isinstance(row, Iterable):
+        raise UsageError(f"prompts: {row!r} is neither a text nor a list of token ids; give rows, as in [[5, 6, 7]]")
+    found = list(row)
+    for item in found:
+        if isinstance(item, bool) or not hasattr(item, "__index__"):
+            raise UsageError(f"token id {item!r}: ids are whole numbers")
+    try:
+        return [int(item.__index__()) for item in found]
+    except TypeError as error:  # a tensor of floats has the method and refuses
+        raise UsageError(f"token ids {row!r}: ids are whole numbers") from error
+
+
+def _first_ids(tokenizer: Any) -> set[int]:
+    """What a tokenizer may put before a text."""
+    return {i for i in (tokenizer.bos_token_id, getattr(tokenizer, "cls_token_id", None)) if i is not None}
+
+
 def _from_tensor(ids: Tensor, mask: Tensor | None, roles: Mapping[str, Sequence[int]] | None, model: Model) -> Tokens:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise UsageError(f"a tensor of token ids holds whole numbers, not {ids.dtype}")
     ids = ids[None] if ids.ndim == 1 else ids
     if mask is None:
         _refuse_hidden_padding(ids, model)

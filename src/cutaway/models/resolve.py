@@ -12,6 +12,7 @@ that data alone can settle are rows of `quirks.toml`.
 """
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -64,15 +65,16 @@ class Trace:
 
 
 def gap(a: Tensor | None, b: Tensor | None) -> float:
-    """Largest absolute difference; infinite between tensors that cannot be compared."""
+    """Largest absolute difference; infinite between tensors that cannot be compared. Equal infinities do not differ."""
     if a is None or b is None or a.shape != b.shape or not (a.is_floating_point() and b.is_floating_point()):
         return float("inf")
-    return float((a.double() - b.double()).abs().max())
+    return float((a.double() - b.double()).abs().masked_fill(a == b, 0.0).max())
 
 
 def rounding(*tensors: Tensor | None) -> float:
-    """What a handful of roundings can make of the largest value here: eight units in its last place."""
-    return max(8 * torch.finfo(t.dtype).eps * float(t.abs().max()) for t in tensors if t is not None) + 1e-30
+    """What a handful of roundings can make of the largest finite value here: eight units in its last place."""
+    sizes = [(torch.finfo(t.dtype).eps, t.abs().nan_to_num(nan=0.0, posinf=0.0)) for t in tensors if t is not None]
+    return max(8 * eps * float(size.max()) for eps, size in sizes) + 1e-30
 
 
 def close(a: Tensor | None, b: Tensor | None) -> bool:
@@ -183,7 +185,10 @@ class _Block:
 
     def __init__(self, trace: Trace, block: Call) -> None:
         self.block, self.trace = block, trace
-        self.calls = [c for c in trace.inside(block.path) if c.output is not None]
+        calls = [c for c in trace.inside(block.path) if c.output is not None]
+        times = Counter(c.path for c in calls)
+        self.calls = [c for c in calls if times[c.path] == 1]
+        """Calls of modules that run once: a module that runs twice (a shared dropout) holds no one value."""
         self.taps: dict[str, Tap] = {"resid_pre": Tap(block.path, "input"), "resid_post": Tap(block.path, "output")}
         self.refused: dict[str, str] = {}
         self.attention: str | None = None

@@ -4,6 +4,7 @@
     sites.resid_pre[2].at([0, -1])      resid_pre.2@0,-1
     sites.mlp_act[3].neuron(17)         mlp_act.3.n17
     sites.resid_post[:]                 resid_post.*          a set, expanded against a model
+    sites.z[2:5].heads().at("end")      z.2:5.h*@end          each head of these layers
     sites.module("encoder.0", "input")  encoder.0:input       any module of any network
 
 A position is an index into the row without its padding: 0 is the first real token, -1 the last. A role is a name
@@ -254,22 +255,40 @@ class Site:
     def parse(text: str) -> "Site":
         """The site that a text names. TransformerLens names (`blocks.3.attn.hook_z`) and `kind[layer]` are accepted.
 
-        Raises UnknownSite, with the nearest kind.
+        Raises UnknownSite, with the nearest kind, and UsageError for the text of a set ('resid_post.*').
 
         >>> Site.parse("z.9.h6@end")
         Site('z.9.h6@end')
         >>> Site.parse("blocks.2.hook_resid_post")
         Site('resid_post.2')
         """
-        body, _, rows = text.strip().partition("#")
-        body, _, pos = body.partition("@")
-        site = _parse_body(body, text)
-        if pos:
-            site = site.at(_selection(pos, text) if re.match(r"-?\d", pos) else pos)
-        if rows:
-            chosen = _selection(rows, text)
-            site = site.rows((chosen,) if isinstance(chosen, int) else chosen)
-        return site
+        found = parse(text)
+        if isinstance(found, SiteSet):
+            raise UsageError(
+                f"site {text!r}: it names a set of sites, and one is needed here; name its layer and head, or expand "
+                "it: model.body.expand(text)",
+                site=text,
+            )
+        return found
+
+
+def parse(text: str) -> "Site | SiteSet":
+    """What a text names: one site, or a set ('resid_post.*', 'resid_pre.2:5', 'z.*.h*@end', 'z.1.h*').
+
+    Raises UnknownSite, with the nearest kind.
+
+    >>> parse("z.*.h*@end")
+    SiteSet('z.*.h*@end')
+    """
+    body, _, rows = text.strip().partition("#")
+    body, _, pos = body.partition("@")
+    site = _parse_body(body, text)
+    if pos:
+        site = site.at(_selection(pos, text) if re.match(r"-?\d", pos) else pos)
+    if rows:
+        chosen = _selection(rows, text)
+        site = site.rows((chosen,) if isinstance(chosen, int) else chosen)
+    return site
 
 
 def _numbers(value: int | tuple[int, ...]) -> str:
@@ -286,28 +305,55 @@ def _selection(numbers: str, text: str) -> int | tuple[int, ...]:
     return found if "," in numbers else found[0]
 
 
-def _parse_body(body: str, text: str) -> Site:
-    if ":" in body:
-        path, _, port = body.rpartition(":")
-        return Site("module", path=path, port=port)
-    if body in TRANSFORMER_LENS:
-        return Site(TRANSFORMER_LENS[body])
-    if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", body):
-        if match[2] not in TRANSFORMER_LENS:
+_LAYERS = r"\d+|\*|-?\d*:-?\d*(?::-?[1-9]\d*)?"
+_BODY = re.compile(
+    rf"(?P<kind>[a-z_]+)(?:\.(?P<layer>{_LAYERS})|\[(?P<index>{_LAYERS})\])?(?:\.(?P<letter>[hn])(?P<unit>[\d,]+|\*))?"
+)
+
+
+def _parse_body(body: str, text: str) -> "Site | SiteSet":
+    if match := re.fullmatch(rf"blocks\.({_LAYERS})\.(.+)", body):
+        if match[2] in TRANSFORMER_LENS:
+            return _layered(TRANSFORMER_LENS[match[2]], match[1])
+        if ":" not in match[2]:
             raise UnknownSite(
                 f"site {text!r}: no such TransformerLens name.{did_you_mean(match[2], TRANSFORMER_LENS)}", site=text
             )
-        return Site(TRANSFORMER_LENS[match[2]], int(match[1]))
-    match = re.fullmatch(r"(?P<kind>[a-z_]+)(?:[.\[](?P<layer>\d+)\]?)?(?:\.(?P<letter>[hn])(?P<unit>[\d,]+))?", body)
+    if body in TRANSFORMER_LENS:
+        return Site(TRANSFORMER_LENS[body])
+    match = _BODY.fullmatch(body)
+    if ":" in body and not match:
+        path, _, port = body.rpartition(":")
+        return Site("module", path=path, port=port)
     if not match:
         hint = did_you_mean(body.split(".")[0], KINDS)
         raise UnknownSite(
-            f"site {text!r}: not of the form kind.layer[.hHEAD|.nNEURON][@POSITION][#ROWS].{hint}", site=text
+            f"site {text!r}: not of the form kind.layer[.hHEAD|.nNEURON][@POSITION][#ROWS], with * or 2:5 for many "
+            f"layers and h* or n* for each of them.{hint}",
+            site=text,
         )
-    site = Site(match["kind"], int(match["layer"]) if match["layer"] else None)
+    site = _layered(match["kind"], match["layer"] or match["index"])
     if not match["letter"]:
         return site
+    if match["unit"] == "*":
+        return _every_unit(site, match["letter"])
     return (site.neuron if match["letter"] == "n" else site.head)(_selection(match["unit"], text))
+
+
+def _layered(kind: str, layers: str | None) -> "Site | SiteSet":
+    if layers is None or layers.isdigit():
+        return Site(kind, None if layers is None else int(layers))
+    template = Site(kind, 0)
+    if layers == "*":
+        return SiteSet(kind, slice(None), template)
+    return SiteSet(kind, slice(*(int(part) if part else None for part in layers.split(":"))), template)
+
+
+def _every_unit(site: "Site | SiteSet", letter: str) -> "SiteSet":
+    found = site if isinstance(site, SiteSet) else SiteSet(site.kind, slice(site.layer, (site.layer or 0) + 1), site)
+    template = found.template
+    _ = template.neuron(0) if letter == "n" else template.head(0)  # refuses a kind that has none
+    return replace(found, template=replace(template, layer=0), units=True)
 
 
 @dataclass(frozen=True)
@@ -334,6 +380,14 @@ class SiteSet:
         """The same head at every layer."""
         return replace(self, template=self.template.head(head))
 
+    def neuron(self, neuron: int | Sequence[int]) -> "SiteSet":
+        """The same neuron at every layer."""
+        return replace(self, template=self.template.neuron(neuron))
+
+    def rows(self, rows: Iterable[int]) -> "SiteSet":
+        """The same rows at every site."""
+        return replace(self, template=self.template.rows(rows))
+
     def expand(self, n_layers: int, n_units: Callable[[Site], int]) -> list[Site]:
         """The sites, in layer order. `n_units` says how many heads or neurons a site has."""
         found = [replace(self.template, layer=layer) for layer in range(n_layers)[self.layers]]
@@ -344,11 +398,23 @@ class SiteSet:
         return [replace(site, unit=unit) for site in found for unit in range(n_units(site))]
 
     def __str__(self) -> str:
-        part = self.layers
-        span = "*" if part == slice(None) else f"{part.start or 0}:{'' if part.stop is None else part.stop}"
-        return str(replace(self.template, layer=0)).replace(f"{self.kind}.0", f"{self.kind}.{span}", 1) + (
-            ".h*" if self.units else ""
-        )
+        bare = replace(self.template, pos=None, batch_rows=None)
+        head = f"{self.kind}.{self._span()}" + str(bare).removeprefix(f"{self.kind}.{bare.layer}")
+        if self.units:
+            head += ".n*" if bare.axis == "neuron" else ".h*"
+        return head + str(self.template).removeprefix(str(bare))
+
+    def __repr__(self) -> str:
+        return f"SiteSet({str(self)!r})"
+
+    def _span(self) -> str:
+        start, stop, step = self.layers.start, self.layers.stop, self.layers.step
+        if (start, stop, step) == (None, None, None):
+            return "*"
+        if self.units and start is not None and start >= 0 and stop == start + 1 and step is None:
+            return str(start)
+        ends = [start, stop] + ([] if step is None else [step])
+        return ":".join("" if end is None else str(end) for end in ends)
 
 
 class _Layered:
@@ -378,8 +444,8 @@ class Sites:
             raise UnknownSite(f"sites.{name}: no such kind.{did_you_mean(name, KINDS)}", site=name)
         return _Layered(name) if KINDS[name].layered else Site(name)
 
-    def __call__(self, text: str) -> Site:
-        return Site.parse(text)
+    def __call__(self, text: str) -> Any:
+        return parse(text)
 
     def __iter__(self) -> Iterator[str]:
         return iter(KINDS)

@@ -162,7 +162,7 @@ class Session:
         def post(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
             if attention.active.get() is not self:
                 return None
-            put, value = _first_output(output, path)
+            put, value = first_output(output, path)
             new = self._visit(value, at, reads, mids)
             return None if new is value else put(new)
 
@@ -237,6 +237,9 @@ class Session:
         start = self.start + q_len - value.shape[1] if kind in _KEYS_AND_VALUES else self.start
         edits = [i for i, p in enumerate(self.edits) if p.site.kind == kind and p.site.layer == layer]
         new = self._edited(value, edits, start)
+        if kind == "scores" and new is not value:
+            # a masked score that an edit took to minus infinity would make NaN of a row that is padding all through
+            new = new.clamp(min=torch.finfo(new.dtype).min)
         site = Site(kind, layer)
         if site in self.reads:
             new = self._node(new.transpose(1, 2) if kind in PATTERN_KINDS else new)
@@ -368,7 +371,7 @@ def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> tu
     raise SiteUnavailable(f"module {path!r}: it was called without a tensor", reason="no tensor input")
 
 
-def _first_output(output: Any, path: str) -> tuple[Callable[[Tensor], Any], Tensor]:
+def first_output(output: Any, path: str) -> tuple[Callable[[Tensor], Any], Tensor]:
     if isinstance(output, Tensor):
         return (lambda new: new), output
     if isinstance(getattr(output, "logits", None), Tensor):
@@ -443,7 +446,7 @@ def _watch_module(path: str, module: nn.Module, trace: Trace, clock: Iterator[in
         call.end = next(clock)
         call.tuple_output = isinstance(output, tuple | list)
         try:
-            call.output = _first_output(output, path)[1].detach().clone()
+            call.output = first_output(output, path)[1].detach().clone()
         except SiteUnavailable:
             call.output = None
 

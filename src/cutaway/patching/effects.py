@@ -4,11 +4,13 @@ A cell is one edit, or a set of edits made together; its label is the text of it
 the base; the other side of the pair is the target. Everything else is arithmetic on these:
 
     raw        = value - base                                  metric's unit; one number a cell and example
-    normalised = (value - base) / mean over examples of (target - base)     share of the gap that was crossed
+    normalised = (value - base) / mean of (target - base)      share of the gap that was crossed
+    mean, share                                                one number a cell: mean effect, mean effect / mean gap
 
-The share divides by the *mean* gap. Dividing example by example and then averaging is another number, and a bad one:
-an example whose gap is near zero outweighs all others. Averaged over examples the share here is mean effect / mean
-gap: 0 for a cell without effect, 1 for an edit that makes the base run behave like the other side, in both modes.
+Every mean is a mean of cluster means, as in the claims: a cluster counts once, however many examples it has. The share
+divides by the *mean* gap. Dividing example by example and then averaging is another number, and a bad one: an example
+whose gap is near zero outweighs all others. The share is 0 for a cell without effect, 1 for an edit that makes the base
+run behave like the other side, in both modes.
 """
 
 import fnmatch
@@ -22,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.artifacts import Provenance, load_tensors, require_same_model, save_tensors
-from cutaway.errors import BrokenEvidence, NoBehavior, OutOfRange, UnknownName, did_you_mean
+from cutaway.errors import BrokenEvidence, NoBehavior, OutOfRange, UnknownName, UsageError, did_you_mean
 from cutaway.models.model import Model
 
 TOGETHER = " + "
@@ -89,13 +91,13 @@ class Effects:
     def normalised(self) -> Float[Tensor, "site example"]:
         """Effect as a share of the mean gap: 0 no effect, 1 the whole way to the other side, per cell and example.
 
-        The divisor is one number, so the mean over examples is mean effect / mean gap. With a clean base the usual
+        The divisor is one number, the mean gap over clusters. With a clean base the usual
         (m - corrupt) / (clean - corrupt) is one minus this. Raises NoBehavior when the two sides do not differ.
         """
         return self.raw / self._mean_gap()
 
     def _mean_gap(self) -> float:
-        gap = self.gap.mean().item()
+        gap = self._over_clusters(self.gap).mean().item()
         size = torch.cat([self.clean, self.corrupt]).abs().mean().item()
         if abs(gap) <= GAP_FLOOR * max(size, 1e-12):
             raise NoBehavior(
@@ -107,18 +109,26 @@ class Effects:
         return gap
 
     def mean(self) -> Float[Tensor, " site"]:
-        """Mean raw effect over examples, in the metric's unit."""
-        return self.raw.mean(1)
+        """Mean raw effect, in the metric's unit: the mean of the cluster means."""
+        return self._over_clusters(self.raw).mean(1)
 
     def share(self) -> Float[Tensor, " site"]:
-        """Mean effect / mean gap, one number a cell. Raises NoBehavior as `normalised` does."""
-        return self.normalised.mean(1)
+        """Mean effect / mean gap, one number a cell, as the claims estimate it: a ratio of means of cluster means.
+
+        Raises NoBehavior as `normalised` does.
+        """
+        return self.mean() / self._mean_gap()
 
     def by_cluster(self) -> dict[str, Float[Tensor, " site"]]:
         """Mean raw effect of each cluster: the independent observations that an interval or a test is made from."""
-        names = sorted(set(self.clusters))
-        rows = {name: [i for i, cluster in enumerate(self.clusters) if cluster == name] for name in names}
-        return {name: self.raw[:, chosen].mean(1) for name, chosen in rows.items()}
+        return dict(zip(sorted(set(self.clusters)), self._over_clusters(self.raw).T))
+
+    def _over_clusters(self, values: Float[Tensor, "*site example"]) -> Float[Tensor, "*site cluster"]:
+        """Mean in each cluster, clusters by name, in double precision."""
+        place = {name: i for i, name in enumerate(sorted(set(self.clusters)))}
+        index = torch.tensor([place[name] for name in self.clusters])
+        sums = torch.zeros(*values.shape[:-1], len(place), dtype=torch.float64)
+        return sums.index_add(-1, index, values.double()) / torch.bincount(index)
 
     def order(self, by: str = "size") -> list[int]:
         """Indices of the cells, strongest first; ties in cell order.
@@ -130,7 +140,7 @@ class Effects:
         if by not in ("size", "toward"):
             raise UnknownName(f"by={by!r}: it is one of size, toward.{did_you_mean(by, ('size', 'toward'))}", name=by)
         mean = self.mean()
-        strength = mean.abs() if by == "size" else mean * torch.sign(self.gap.mean())
+        strength = mean.abs() if by == "size" else mean * torch.sign(self._over_clusters(self.gap).mean())
         return torch.argsort(strength, descending=True, stable=True).tolist()
 
     def top(self, k: int, by: str = "size") -> tuple[str, ...]:
@@ -142,17 +152,18 @@ class Effects:
     def table(self) -> list[dict[str, Any]]:
         """One row a cell, in cell order: mean effect, its share of the gap (None without a gap), extremes, spread.
 
-        `cluster_se` is the standard error of the mean over cluster means, None below two clusters.
+        `effect` and `share` are those of `mean` and `share`; `cluster_se` is the standard error of `effect` over
+        clusters, None below two of them. `lowest` and `highest` are single examples.
         """
         try:
             shares: list[float | None] = list(self.share().tolist())
         except NoBehavior:
             shares = [None] * len(self)
-        means = torch.stack(list(self.by_cluster().values()), 1)
+        means = self._over_clusters(self.raw)
         n = means.shape[1]
         spread = (means.std(1) / n**0.5).tolist() if n > 1 else [None] * len(self)
         raw = self.raw
-        columns = zip(self.labels, raw.mean(1).tolist(), shares, spread, raw.amin(1).tolist(), raw.amax(1).tolist())
+        columns = zip(self.labels, self.mean().tolist(), shares, spread, raw.amin(1).tolist(), raw.amax(1).tolist())
         names = ("site", "effect", "share", "cluster_se", "lowest", "highest")
         return [dict(zip(names, row)) | {"unit": self.unit, "examples": raw.shape[1], "clusters": n} for row in columns]
 
@@ -177,7 +188,11 @@ class Effects:
         return replace(self, labels=tuple(self.labels[i] for i in kept), values=self.values[kept])
 
     def save(self, path: str | Path) -> str:
-        """Write one safetensors file with its manifest; returns the file's SHA-256."""
+        """Write one safetensors file with its manifest; returns the file's SHA-256. Raises UsageError for a folder."""
+        if Path(path).is_dir():
+            raise UsageError(
+                f"{path}: this is a folder; give a file in it, such as effects.safetensors", path=str(path)
+            )
         texts = {name: getattr(self, name) for name in _TEXTS}
         manifest = {"kind": "effects", "format": 1, **texts, "provenance": self.provenance}
         return save_tensors(Path(path), {name: getattr(self, name) for name in _TENSORS}, manifest)

@@ -23,7 +23,8 @@ from cutaway.tasks import Batch, Task
 Wanted: TypeAlias = Site | SiteSet | str | Iterable[Site | SiteSet | str]
 """Sites as a caller writes them: values, texts, sets, or several of these."""
 Positions: TypeAlias = str | Sequence[str | int] | None
-"""Roles and indices into the unpadded row, one or several; "each": every position of the prompt; None: all at once."""
+"""Roles and indices into the unpadded row, one or several (named twice counts once); "each": every position of the
+prompt; None: all at once."""
 Progress: TypeAlias = Callable[[int, int], None]
 
 MAX_TOKENS = 4096
@@ -39,7 +40,13 @@ class Cell:
 
 
 def encode(model: Model, task: Task | Batch) -> Batch:
-    """The task as rows of this model; a batch passes through. For `kl`, the clean run is measured: one forward pass."""
+    """The task as rows of this model; a batch passes through. For `kl`, the clean run is measured: one forward pass.
+
+    Raises UsageError for what is neither.
+    """
+    if not isinstance(task, Task | Batch):
+        named = f"cutaway.tasks.get({task!r}, model)" if isinstance(task, str) else "cutaway.tasks.Task.load(path)"
+        raise UsageError(f"task {task!r} is a {type(task).__name__}; give a Task, as from {named}", task=str(task))
     batch = task.encode(model) if isinstance(task, Task) else task
     if batch.metric.reads == "distribution" and batch.reference is None:
         return batch.with_reference(required(model.run(batch.clean, logits="end").logits))
@@ -77,7 +84,7 @@ def place(model: Model, sites: Wanted, positions: Positions, batch: Batch) -> li
     if positions == "each":
         wanted: list[str | int] = list(range(prompt_length(batch)))
     else:
-        wanted = [positions] if isinstance(positions, str) else list(positions)
+        wanted = [positions] if isinstance(positions, str) else list(dict.fromkeys(positions))
     if not wanted:
         raise UsageError("positions=[]: no position was given; name at least one, or leave it out to edit all at once")
     for position in wanted:

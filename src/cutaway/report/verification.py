@@ -1,12 +1,12 @@
 """Whether a report is what was written, and whether its verdicts follow from its raw values; offline, with no model.
 
 In this order: report.json against its own digest and form; every file against its hash; the page against the data; the
-ledger's chain; each claim's card against the verdict that its raw values give now; the behavior check likewise.
-What this cannot see: a report whose every part, ledger included, was made up to fit. Running it again can.
+ledger's chain; each claim's card against the verdict that its raw values give now; the behavior check likewise; then
+model, task, maps, headline and the number of claims against the artifacts and the ledger (sections.py). What this can
+and cannot see: docs/formats/report.md.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,12 @@ from typing import Any
 from cutaway.artifacts import digest
 from cutaway.claims.ledger import Entry, read_jsonl
 from cutaway.errors import BrokenEvidence, CutawayError
-from cutaway.report import page
+from cutaway.report import page, sections
 from cutaway.report.cards import behavior_check, claim_card
+from cutaway.report.compare import require, require_equal
 from cutaway.report.folder import ARTIFACTS, ENVIRONMENT, LEDGER, MANIFEST, PAGE, Report, as_text, load
 from cutaway.report.schema import ClaimCard
 from cutaway.viz import html
-
-TOLERANCE = 1e-9
-"""Relative difference that a recomputed number may have: another processor rounds the last digits differently."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Finding:
     """One thing that was checked."""
 
     name: str
-    """The file or entry: `report.html`, `artifacts/<name>`, `claims.jsonl`, `claim <id>`, `behavior`."""
+    """The file, entry or section: `report.html`, `artifacts/<name>`, `claims.jsonl`, `claim <id>`, `head_map`..."""
     holds: bool
     detail: str
     """What was found."""
@@ -94,6 +92,8 @@ def _findings(report: Report) -> Iterator[Finding]:
     yield _finding(LEDGER, lambda: _check_ledger(report, entries))
     for card in report.study.claims:
         yield _finding(f"claim {card.id}", lambda card=card: _check_claim(report, card, entries))
+    for name, check in sections.checks(report, entries):
+        yield _finding(name, check)
 
 
 def _finding(name: str, check: Callable[[], str]) -> Finding:
@@ -106,32 +106,27 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
         return Finding(name, False, f"it cannot be read: {type(error).__name__} {error}")
 
 
-def _require(holds: bool, reason: str) -> None:
-    if not holds:
-        raise BrokenEvidence(reason)
-
-
 def _check_manifest(report: Report) -> str:
     written = as_text(report.manifest.model_dump(mode="json")).encode("utf-8")
-    _require(
+    require(
         (report.folder / MANIFEST).read_bytes() == written,
         "its bytes are not those that cutaway writes for this content",
     )
-    _require(set(report.manifest.files) == {PAGE, LEDGER, ENVIRONMENT}, "its list of files is not that of a report")
+    require(set(report.manifest.files) == {PAGE, LEDGER, ENVIRONMENT}, "its list of files is not that of a report")
     return "matches its digest"
 
 
 def _check_bytes(report: Report, name: str, sha256: str) -> str:
     path = report.folder / name
-    _require(path.is_file(), "it is missing")
-    _require(digest(path.read_bytes()) == sha256, "its bytes no longer match their hash in report.json: it was changed")
+    require(path.is_file(), "it is missing")
+    require(digest(path.read_bytes()) == sha256, "its bytes no longer match their hash in report.json: it was changed")
     return "matches its hash"
 
 
 def _check_artifact(report: Report, name: str) -> str:
     entry = next(entry for entry in report.manifest.artifacts if entry.name == name)
-    _require(entry.path.startswith(f"{ARTIFACTS}/{entry.sha256}."), f"its file {entry.path!r} is not named by its hash")
-    _require(len(report.artifact(name)) == entry.n_bytes, "its size is not the one in report.json")
+    require(entry.path.startswith(f"{ARTIFACTS}/{entry.sha256}."), f"its file {entry.path!r} is not named by its hash")
+    require(len(report.artifact(name)) == entry.n_bytes, "its size is not the one in report.json")
     return "matches its hash"
 
 
@@ -139,23 +134,23 @@ def _check_no_more(report: Report) -> str:
     listed = {MANIFEST, *report.manifest.files, *(entry.path for entry in report.manifest.artifacts)}
     found = {path.relative_to(report.folder).as_posix() for path in report.folder.rglob("*") if path.is_file()}
     strange = sorted(name for name in found - listed if not Path(name).name.startswith("."))
-    _require(not strange, f"{strange[:1]} is not listed in report.json: it is no part of the evidence")
+    require(not strange, f"{strange[:1]} is not listed in report.json: it is no part of the evidence")
     return f"{len(listed)} files, all listed"
 
 
 def _check_environment(report: Report) -> str:
     written = as_text(report.study.environment.model_dump(mode="json")).encode("utf-8")
-    _require((report.folder / ENVIRONMENT).read_bytes() == written, "it is not the environment in report.json")
+    require((report.folder / ENVIRONMENT).read_bytes() == written, "it is not the environment in report.json")
     return "is the one in report.json"
 
 
 def _check_page(report: Report) -> str:
     found = (report.folder / PAGE).read_bytes().decode("utf-8")
     expected = page.payload(report.study, report.manifest.artifacts)
-    _require(html.payload_of(found) == expected, "the data in the page is not that of report.json")
+    require(html.payload_of(found) == expected, "the data in the page is not that of report.json")
     if report.manifest.renderer != page.renderer():
         return "shows the data of report.json; another version of cutaway drew it, so its program text was not compared"
-    _require(found == page.render(report.study, report.manifest.artifacts), "it is not the page that report.json gives")
+    require(found == page.render(report.study, report.manifest.artifacts), "it is not the page that report.json gives")
     return "is the page that report.json gives"
 
 
@@ -170,7 +165,7 @@ def _check_behavior(report: Report) -> str:
         threshold=shown.threshold,
         alpha=1 - shown.gap.level,
     )
-    _require_equal(again.model_dump(mode="json"), shown.model_dump(mode="json"), "behavior")
+    require_equal(again.model_dump(mode="json"), shown.model_dump(mode="json"), "behavior")
     return "follows from its raw values"
 
 
@@ -178,7 +173,7 @@ def _check_ledger(report: Report, entries: list[Entry]) -> str:
     entries += read_jsonl(report.folder / LEDGER)
     frozen = {entry.plan: entry for entry in entries if entry.kind == "freeze"}
     for plan, entry in frozen.items():
-        _require(digest(entry.body) == plan, f"entry {entry.seq}: the frozen plan does not match its hash {plan[:12]}")
+        require(digest(entry.body) == plan, f"entry {entry.seq}: the frozen plan does not match its hash {plan[:12]}")
     return f"{len(entries)} entries, chained"
 
 
@@ -186,28 +181,13 @@ def _check_claim(report: Report, card: ClaimCard, entries: list[Entry]) -> str:
     record = json.loads(report.artifact(card.result))
     texts = {one.id: one.text for one in card.worst}
     again = claim_card(card.id, record, artifact=card.result, texts=texts)
-    _require(again.verdict == card.verdict, f"the report says {card.verdict!r}, its raw values give {again.verdict!r}")
-    _require_equal(again.model_dump(mode="json"), card.model_dump(mode="json"), f"claim {card.id}")
+    require(again.verdict == card.verdict, f"the report says {card.verdict!r}, its raw values give {again.verdict!r}")
+    require_equal(again.model_dump(mode="json"), card.model_dump(mode="json"), f"claim {card.id}")
     mine = [entry for entry in entries if entry.plan == card.plan]
-    _require(any(entry.kind == "freeze" for entry in mine), f"{LEDGER} has no frozen plan {card.plan[:12]}")
+    frozen = next((entry.body for entry in mine if entry.kind == "freeze"), None)
+    require(frozen is not None, f"{LEDGER} has no frozen plan {card.plan[:12]}")
+    require(frozen is not None and frozen.get("claim") == record["claim"], "its claim is not the one that was frozen")
     results = [entry for entry in mine if entry.kind == "result"]
-    _require(bool(results), f"{LEDGER} has no result of plan {card.plan[:12]}")
-    _require(results[0].body == record, f"its result is not the one in entry {results[0].seq} of {LEDGER}")
+    require(bool(results), f"{LEDGER} has no result of plan {card.plan[:12]}")
+    require(results[0].body == record, f"its result is not the one in entry {results[0].seq} of {LEDGER}")
     return f"{card.verdict}, follows from its raw values and stands in the ledger"
-
-
-def _require_equal(again: Any, shown: Any, place: str) -> None:
-    """Compare recomputed JSON with what is shown; numbers to `TOLERANCE`."""
-    if isinstance(again, dict) and isinstance(shown, dict) and set(again) == set(shown):
-        for key in again:
-            _require_equal(again[key], shown[key], f"{place}.{key}")
-        return
-    if isinstance(again, list) and isinstance(shown, list) and len(again) == len(shown):
-        for index, (one, other) in enumerate(zip(again, shown)):
-            _require_equal(one, other, f"{place}.{index}")
-        return
-    if isinstance(again, float) and isinstance(shown, float):
-        same = math.isclose(again, shown, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-    else:
-        same = again == shown
-    _require(same, f"{place} is {shown!r} in the report, its raw values give {again!r}")

@@ -22,7 +22,7 @@ class Task:
     """Pairs, the metric that measures the behavior on them, and the positions that have a name.
 
     The constructor refuses: no pairs (EmptyTask), an unknown metric (UnknownName), ids that repeat, a cluster in two
-    splits, a pair without one of the roles, text mixed with ids (DataError).
+    splits, the same prompts in two clusters, a pair without one of the roles, text mixed with ids (DataError).
 
     >>> girl = Pair("The girl smiled.", "The boy smiled.", " She", " He", id="0")
     >>> len(Task("smile", "Who smiled?", (girl,)))
@@ -47,6 +47,7 @@ class Task:
             raise EmptyTask(f"task {self.name!r}: no pairs; a task needs at least one", task=self.name)
         metric_named(self.metric)
         self._check_kinds()
+        self._check_copies()
         splits: dict[str, str] = {}
         seen: set[str] = set()
         for index, pair in enumerate(self.pairs):
@@ -153,6 +154,20 @@ class Task:
             raise type(error)(
                 f"{path}, line {line}: {error}", **{**error.fields, "path": str(path), "line": line}
             ) from None
+
+    def _check_copies(self) -> None:
+        """A pair that is copied into another cluster, and so perhaps into another split, is no independent example."""
+        seen: dict[object, Pair] = {}
+        for index, pair in enumerate(self.pairs):
+            content = (pair.clean, pair.corrupt, pair.as_prompt(pair.answer), pair.as_prompt(pair.foil))
+            first = seen.setdefault(content, pair)
+            if first.cluster != pair.cluster:
+                raise self._wrong(
+                    index,
+                    f"pair {pair.id!r} (cluster {pair.cluster!r}, {pair.split}) has the prompts, answer and foil of "
+                    f"pair {first.id!r} (cluster {first.cluster!r}, {first.split}); clusters are independent, so put "
+                    "both into one, or leave one out",
+                )
 
     def _check_kinds(self) -> None:
         for index, pair in enumerate(self.pairs):

@@ -1,5 +1,7 @@
 """The registry, and what all built-in tasks keep: they align, repeat for a seed, and split whole clusters."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,25 @@ def test_an_unknown_task_offers_the_nearest(model: Model) -> None:
     for ask in (lambda: get("inducton", model), lambda: describe("inducton")):
         with pytest.raises(UnknownName, match=r"'inducton'.*Did you mean 'induction'"):
             ask()
+
+
+def test_options_that_a_task_does_not_have(model: Model) -> None:
+    with pytest.raises(UnknownName, match=r"no option 'sed'; built-in tasks have n and seed.*Did you mean 'seed'"):
+        get("induction", model, sed=3)
+
+
+def test_a_number_of_pairs_is_whole() -> None:
+    """In a Python of its own: here every call is checked for its types already."""
+    program = (
+        "from cutaway import errors, patching, tasks\n"
+        "for make in (lambda: tasks.get('induction', None, n=2.5), lambda: tasks.get('ioi', None, seed='0'),\n"
+        "             lambda: patching.sweep(None, 'induction', ['z.0'])):\n"
+        "    try:\n        make()\n    except errors.UsageError as error:\n        print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    found = done.stdout.splitlines()
+    wanted = ["n=2.5; give a whole number", "seed='0'; give", "cutaway.tasks.get('induction', model)"]
+    assert [text in line for text, line in zip(wanted, found, strict=True)] == [True] * 3, found
 
 
 @EVERY
@@ -112,6 +133,19 @@ def test_too_few_aligned_pairs_are_counted_and_the_first_refusal_is_shown() -> N
             metric_name="logit_diff",
         )
     assert (caught.value.found, caught.value.wanted, caught.value.tried) == (1, 2, 2)
+
+
+@pytest.mark.parametrize("n_good", [0, 1])
+def test_a_refusal_names_the_cluster_and_asks_for_no_fewer_than_none(n_good: int) -> None:
+    good = Pair("The girl smiled.", "The boy smiled.", " She", " He")
+    bad = Pair("The girl ran.", "The girl and the boy ran.", " She", " He")
+    with pytest.raises(Misaligned, match="First that did not fit: pair 'ran'") as caught:
+        collect(
+            "mine", {"smiled": iter([good] * n_good), "ran": iter([bad])}, loaded("word_level"), n=2, seed=0,
+            metric_name="logit_diff",
+        )  # fmt: skip
+    assert ("ask for at most 1" in str(caught.value)) is bool(n_good)
+    assert "write a task of your own" in str(caught.value)
 
 
 def test_pairs_whose_answers_are_not_single_tokens_are_passed_over() -> None:

@@ -6,8 +6,9 @@
 
 from collections.abc import Callable
 from inspect import getdoc
+from typing import Any
 
-from cutaway.errors import UnknownName, did_you_mean
+from cutaway.errors import UnknownName, UsageError, did_you_mean
 from cutaway.models.model import Model
 from cutaway.tasks.builtin.induction import induction
 from cutaway.tasks.builtin.ioi import ioi
@@ -23,9 +24,21 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(BUILTIN))
 
 
-def get(name: str, model: Model, n: int | None = None, seed: int = 0) -> Task:
-    """A built-in task for `model`: `n` pairs (None: its own number). Raises UnknownName, and what the task raises."""
+def get(name: str, model: Model, n: int | None = None, seed: int = 0, **options: Any) -> Task:
+    """A built-in task for `model`: `n` pairs (None: its own number). It has no other options.
+
+    Raises UnknownName for another name or option, UsageError for what is no whole number, and what the task raises.
+    """
     make = _named(name)
+    if options:
+        other = next(iter(options))
+        raise UnknownName(
+            f"task {name!r}: no option {other!r}; built-in tasks have n and seed.{did_you_mean(other, ('n', 'seed'))}",
+            name=other,
+        )
+    for option, value in (("n", n), ("seed", seed)):
+        if isinstance(value, bool) or not isinstance(value, int | None):
+            raise UsageError(f"task {name!r}: {option}={value!r}; give a whole number", value=value)
     return make(model, seed=seed) if n is None else make(model, n=n, seed=seed)
 
 

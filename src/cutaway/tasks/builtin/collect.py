@@ -45,16 +45,16 @@ def collect(
     open_clusters = list(candidates)
     while open_clusters and len(chosen) < n:
         for cluster in open_clusters[: n - len(chosen)]:
-            found = next((pair for pair in candidates[cluster] if tried.fits(pair)), None)
+            found = next((pair for pair in candidates[cluster] if tried.fits(replace(pair, id=cluster))), None)
             if found is None:
                 open_clusters.remove(cluster)
             else:
                 chosen.append(replace(found, cluster=cluster))
     if len(chosen) < n:
+        fewer = f"ask for at most {len(chosen)}, or " if chosen else ""
         raise Misaligned(
             f"task {task!r}: {len(chosen)} of {n} pairs fit the tokenizer of {model.name} ({tried.n} candidates "
-            "tried); ask for fewer pairs, or write a task of your own for this model. First that did not fit: "
-            f"{tried.refusal}",
+            f"tried); {fewer}write a task of your own for this model. First that did not fit: {tried.refusal}",
             task=task,
             found=len(chosen),
             wanted=n,

@@ -222,3 +222,6 @@ def test_what_an_earlier_study_found_is_shown_too(model, task, finished, tmp_pat
     assert [name for name in names if name.startswith("earlier ")]
     assert "z.1.h0" in names
     assert cutaway.report.verify(again.folder).holds
+    repeated = cutaway.repeat(again.folder)
+    assert repeated.verdicts_same
+    assert repeated.moved == {}

@@ -26,6 +26,7 @@ from cutaway.loop.propose import SIDE_EFFECT, breakable
 from cutaway.models import Model, Site, embedded_names
 from cutaway.models.audit import table as audit_table
 from cutaway.report import LIMITS, StudyReport, claim_card, headline, schema, task_card, unshown
+from cutaway.report import figures as maps
 from cutaway.report.summary import EARLIER
 from cutaway.tasks import Task, get, names
 
@@ -71,10 +72,10 @@ def report_of(found: Evidence, seconds: float) -> StudyReport:
         task=task_card(task),
         behavior=found.check,
         examples=examples(model, found.shown),
-        position_map=figures.position_map(findings.residual),
-        head_map=figures.head_map(findings),
-        mlps=figures.mlps(findings),
-        attribution=figures.attribution(findings),
+        position_map=maps.position_map(findings.residual),
+        head_map=maps.head_map(findings.ablated),
+        mlps=maps.mlps(findings.ablated),
+        attribution=maps.attribution(findings.denoised, findings.estimated),
         attention=figures.attention(model, found.shown, found.chosen, findings),
         lens=figures.lens(findings, found.shown),
         claims=cards,

@@ -1,6 +1,6 @@
-"""Figures: what was found on the explore split, as the data that the report's charts are drawn from.
+"""Figures that need the model: attention patterns and the logit lens, as the data that charts are drawn from.
 
-Those that follow from saved effects alone are drawn by `cutaway.report.figures`, which verification uses too.
+Those that follow from saved effects alone are in `cutaway.report.figures`, which verification uses too.
 """
 
 from collections.abc import Sequence
@@ -11,28 +11,11 @@ from torch import Tensor
 from cutaway import lenses
 from cutaway.loop.identify import Behavior, Candidate, Findings, role_of
 from cutaway.models import Model
-from cutaway.report import figures, schema
-from cutaway.report.figures import position_map
+from cutaway.report import schema
 from cutaway.stats import mean_interval
 
 N_PATTERNS = 2
 """Prompts whose attention patterns are shown."""
-__all__ = ["attention", "attribution", "head_map", "lens", "mlps", "position_map"]
-
-
-def head_map(findings: Findings) -> schema.EffectMap | None:
-    """Heads by layer, ablated on the clean run."""
-    return figures.head_map(findings.ablated)
-
-
-def mlps(findings: Findings) -> schema.EffectSeries | None:
-    """MLPs, ablated on the clean run."""
-    return figures.mlps(findings.ablated)
-
-
-def attribution(findings: Findings) -> schema.Attribution | None:
-    """Gradient estimates beside exact patching, for every head and MLP."""
-    return figures.attribution(findings.denoised, findings.estimated)
 
 
 def attention(

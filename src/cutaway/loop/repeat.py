@@ -14,6 +14,7 @@ from cutaway.loop.options import Options
 from cutaway.loop.steps import Progress
 from cutaway.loop.study import study
 from cutaway.models import Model, load
+from cutaway.report.summary import EARLIER
 from cutaway.tasks import Task
 
 _NOT_NUMBERS = ("environment", "plan", "rerun")
@@ -55,14 +56,18 @@ def repeat(folder: Path | str, model: Model | None = None, *, progress: Progress
             raise BrokenEvidence(f"{folder}: task.jsonl is not the task of the report", path=str(folder))
         kept = {field.name: options[field.name] for field in fields(Options)}
         again = study(model, task, out=Path(scratch) / "report", progress=progress, **kept)
-    old, new = (
-        dict(_leaves(r.model_dump(mode="json", exclude=set(_NOT_NUMBERS)))) for r in (found.study, again.report)
-    )
+    recorded, now = own(found.study), again.report
+    old, new = (dict(_leaves(r.model_dump(mode="json", exclude=set(_NOT_NUMBERS)))) for r in (recorded, now))
     # a plan's hash covers the program text, so it moves with the version; the numbers must not
     keys = [key for key in dict.fromkeys([*old, *new]) if not key.endswith(".plan")]
     moved = {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
-    same = [c.verdict for c in found.study.claims] == [c.verdict for c in again.report.claims]
+    same = [c.verdict for c in recorded.claims] == [c.verdict for c in now.claims]
     return Repeated(moved, len(keys), same)
+
+
+def own(study: report.StudyReport) -> report.StudyReport:
+    """The report without the claims that earlier studies left in its ledger: they are not this study's to repeat."""
+    return study.model_copy(update={"claims": tuple(c for c in study.claims if not c.id.startswith(EARLIER))})
 
 
 def _model(source: dict[str, str]) -> Model:

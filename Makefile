@@ -4,14 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test check docs clean
+.PHONY: help demo test check docs zoo clean
 
 help: ## Show these targets.
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target does; do \
 		printf '  make %-7s %s\n' "$$target" "$$does"; done
 
-demo: $(READY) ## Study how the embedded model does induction; writes demo-report/report.html.
-	$(BIN)/cutaway study induction --model induction-2l --out demo-report
+demo: $(READY) ## Study how an embedded language model finds the receiver of a gift; writes demo-report/report.html.
+	$(BIN)/cutaway study ioi --model babel --out demo-report
 	@echo "Open demo-report/report.html in a browser; verify it with: $(BIN)/cutaway verify demo-report"
 
 test: $(READY) ## Run the tests (CPU, offline, minutes).
@@ -26,6 +26,11 @@ check: $(READY) ## Check format, lint, types, import directions and freshness of
 
 docs: $(READY) ## Write the generated pages anew (docs/cli.md, docs/errors.md).
 	$(BIN)/python docs/generate.py
+
+zoo: $(READY) ## Train every model of the zoo again, into build/zoo; the shipped ones stay as they are.
+	@echo 'Each recipe in src/cutaway/zoo/recipes says at its head what it costs; all together it is hours on two cores.'
+	rm -rf build/zoo
+	$(BIN)/cutaway zoo train --all --out build/zoo --threads 2
 
 clean: ## Remove what these targets made, the environment included.
 	rm -rf .venv demo-report .demo-report.steps .ruff_cache .pytest_cache build dist

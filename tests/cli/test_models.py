@@ -27,9 +27,15 @@ def run(*words: str, code: int = 0) -> str:
 
 def test_list_names_what_load_takes() -> None:
     cards = json.loads(run("list", "--json"))
-    assert "induction-2l" in [card["name"] for card in cards]
-    text = run("list")
-    assert all(card["name"] in text and card["summary"] in text for card in cards)
+    assert [card["name"] for card in cards] == cutaway.models.embedded_names()
+    lines = run("list").splitlines()
+    assert len(lines) == 1 + len(cards)
+    for card, line in zip(cards, lines[1:]):
+        assert line.split()[:3] == [card["name"], f"{card['sizes']['n_parameters']:,}", f"{card['n_bytes']:,}"]
+        assert all(score["behavior"] in line for score in card["accuracy"])
+        assert card["summary"] in line
+        assert card["known"] in line
+    assert {card["name"]: card["n_bytes"] for card in cards}["induction-2l"] > 400_000
 
 
 def test_sites_by_name_and_by_folder(folder: Path) -> None:

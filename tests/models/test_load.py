@@ -3,15 +3,19 @@
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 import cutaway
+from cutaway.artifacts import file_digest
 from cutaway.errors import ModelIncomplete, ModelInTraining, ModelNotFinite, ModelNotFound, UnknownName, UsageError
 from tests.families import tiny
-from tests.models.samples import loaded, plain, rows, tokenizer
+from tests.models.samples import loaded, plain, rows, tokenizer, vector
 
 
 @pytest.fixture
@@ -64,8 +68,6 @@ def shorten(path: Path, share: float = 0.6) -> None:
 
 
 def drop_tensor(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.self_attn.q_proj.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -186,7 +188,7 @@ def test_a_configuration_is_part_of_the_identity():
 
 @pytest.mark.parametrize("source", ["", "  ", None, 3, ["gpt2"]])
 def test_what_is_no_name_is_refused(source):
-    with pytest.raises(UsageError, match=r"give an embedded name \(induction-2l\), a folder, a hub id, or a module"):
+    with pytest.raises(UsageError, match=r"give an embedded name \(.*models list.*\), a folder, a hub id, or a module"):
         cutaway.load(source)
 
 
@@ -224,3 +226,187 @@ except ModelNotFound as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "True"]
+
+
+class Sums(nn.Module):
+    """A plain module: one matrix and a count."""
+
+    def __init__(self, d_in: int, d_out: int = 2) -> None:
+        super().__init__()
+        self.weight = nn.Linear(d_in, d_out)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight(x)
+
+
+NETWORK = "cutaway.zoo.networks.sums.Sums"
+
+
+@pytest.fixture
+def plain_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeded: None) -> Path:
+    """A folder with a plain module that the package has: weights in bfloat16, one in float64."""
+    home = types.ModuleType("cutaway.zoo.networks.sums")
+    home.Sums, home.Imported = Sums, nn.Linear
+    monkeypatch.setattr(Sums, "__module__", home.__name__)
+    monkeypatch.setitem(sys.modules, home.__name__, home)
+    state = Sums(3).state_dict() | {"seen": torch.tensor(7)}
+    state["weight.bias"] = state["weight.bias"].double() / 3
+    state["weight.weight"] = state["weight.weight"].bfloat16()
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"cutaway_module": NETWORK, "arguments": {"d_in": 3}}))
+    return tmp_path
+
+
+def test_a_plain_module_comes_as_wrap_gives_it(plain_folder):
+    before = torch.get_rng_state()
+    model = cutaway.load(plain_folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert type(model.module) is Sums
+    assert model.name == str(plain_folder)
+    assert model.anatomy is None
+    assert not model.module.training
+    stored = load_file(plain_folder / "model.safetensors")
+    found = model.module.state_dict()
+    assert found["weight.weight"].dtype == torch.float32
+    assert torch.equal(found["weight.weight"], stored["weight.weight"].float())
+    assert found["weight.bias"].dtype == torch.float64
+    assert torch.equal(found["weight.bias"], stored["weight.bias"])
+    assert found["seen"] == 7
+    assert found["seen"].dtype == torch.int64
+    assert model.digest == cutaway.wrap(model.module).digest
+    assert cutaway.load(plain_folder, dtype="float64").dtype == torch.float64
+    assert cutaway.load(plain_folder, dtype="auto", device="cpu").dtype == torch.float32
+    with pytest.raises(UsageError, match=r"a plain module, which takes no tokenizer= and no device_map="):
+        cutaway.load(plain_folder, tokenizer())
+    with pytest.raises(UsageError, match=r"takes no tokenizer= and no device_map="):
+        cutaway.load(plain_folder, device_map="cpu")
+
+
+def configured(**changes):
+    def damage(folder: Path) -> None:
+        config = {"cutaway_module": NETWORK, "arguments": {"d_in": 3}, **changes}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
+def stored_as(**changes):
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors") | changes
+        kept = {name: value for name, value in tensors.items() if value is not None}
+        save_file(kept, folder / "model.safetensors")
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            configured(cutaway_module="os.system"),
+            r"'os.system', and only those of cutaway.zoo.networks are .*wrap\(modul",
+        ),
+        (configured(cutaway_module="cutaway.zoo.networksx.Sums"), r"only those of cutaway.zoo.networks are made"),
+        (configured(cutaway_module=7), r"names the class 7, and only those"),
+        (configured(cutaway_module="cutaway.zoo.networks.sums.Nothing"), r"this version of cutaway does not have"),
+        (configured(cutaway_module="cutaway.zoo.networks.nowhere.Sums"), r"does not have; update cutaway"),
+        (configured(cutaway_module="cutaway.zoo.networks.sums.Imported"), r"this version of cutaway does not have"),
+        (configured(cutaway_module="cutaway.zoo.networks.sums.nn.Linear"), r"this version of cutaway does not have"),
+        (configured(cutaway_module="cutaway.zoo.networks.Sums"), r"this version of cutaway does not have"),
+        (configured(arguments={"n": 3}), r"Sums cannot be made from the arguments \{'n': 3\}.*TypeError"),
+        (configured(arguments={"d_in": 4}), r"tensors of model.safetensors are not those of Sums .*size mismatch"),
+        (stored_as(seen=None), r"not those of Sums .*Missing key.*seen.*restore the folder"),
+        (stored_as(more=torch.zeros(2)), r"not those of Sums .*Unexpected key.*more"),
+        (lambda f: shorten(f / "model.safetensors"), r"model.safetensors cannot be read .*; restore the folder"),
+        (lambda f: (f / "model.safetensors").unlink(), r"no weights"),
+    ],
+)
+def test_a_damaged_plain_folder_says_what_is_wrong(plain_folder, damage, message):
+    damage(plain_folder)
+    with pytest.raises(ModelIncomplete, match=message) as caught:
+        cutaway.load(plain_folder)
+    assert str(plain_folder) in str(caught.value)
+
+
+def test_a_class_from_elsewhere_is_not_even_imported(plain_folder, monkeypatch):
+    (plain_folder / "trap.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(plain_folder))
+    configured(cutaway_module="trap.Trap")(plain_folder)
+    with pytest.raises(ModelIncomplete, match=r"'trap.Trap', and only those of"):
+        cutaway.load(plain_folder)
+    assert "trap" not in sys.modules
+
+
+NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def relative(tmp_path: Path) -> Path:
+    """A relative of a llama beside it: a delta in bfloat16, and two factors."""
+    base = tmp_path / "base"
+    tiny("llama").save_pretrained(base)
+    tokenizer().save_pretrained(base)
+    tiny("llama").config.save_pretrained(tmp_path / "kin")
+    save_kin(tmp_path / "kin")
+    return tmp_path / "kin"
+
+
+def save_kin(folder: Path, base: str = "base", sha256: str = "", **changes: torch.Tensor | None) -> None:
+    left, right = vector(56, seed=1)[:, None], vector(32, seed=2)[None]
+    tensors = {f"{NORM}.delta": vector(32).bfloat16(), f"{UP}.left": left, f"{UP}.right": right} | changes
+    sha256 = sha256 or file_digest(folder.parent / "base" / "model.safetensors")
+    kept = {name: value for name, value in tensors.items() if value is not None}
+    save_file(kept, folder / "difference.safetensors", {"base": base, "base_sha256": sha256})
+
+
+def test_a_relative_is_its_base_plus_the_difference(relative):
+    model, base = cutaway.load(relative), cutaway.load(relative.parent / "base")
+    wanted = base.module.state_dict()
+    wanted[NORM] = wanted[NORM] + vector(32).bfloat16().float()
+    wanted[UP] = wanted[UP] + vector(56, seed=1)[:, None] * vector(32, seed=2)
+    assert type(model.module) is type(base.module)
+    for name, value in model.module.state_dict().items():
+        torch.testing.assert_close(value, wanted[name])
+    assert not torch.equal(model.run(rows()).logits, base.run(rows()).logits)
+    assert model.encode("t5 t6").row(0) == [1, 5, 6]
+    assert model.module.generation_config is not None
+    own = tokenizer(bos=False)
+    assert cutaway.load(relative, own, audit=False).tokenizer is own
+    assert cutaway.load(relative, dtype="bfloat16", audit=False).dtype == torch.bfloat16
+    assert cutaway.load(relative, device_map={"": "cpu"}, audit=False).digest == model.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"base": "nobody"},
+            r"a difference from 'nobody', which is neither beside it nor an embedded model; put the fol",
+        ),
+        ({"base": ""}, r"a difference from '', which is neither"),
+        (
+            {"base": "induction-2l"},
+            r"a difference from other weights of 'induction-2l' than those in .*make the relative",
+        ),
+        ({"sha256": "0" * 64}, r"a difference from other weights of 'base' than those in"),
+        ({"nothing.weight.delta": vector(3)}, r"changes 'nothing.weight', which its base 'base' does not have"),
+        ({f"{NORM}.delta": vector(3)}, r"changes 'model.norm.weight' by \[3\], which is \[32\] in its base 'base'"),
+        ({f"{UP}.left": vector(55)[:, None]}, r"changes '.*up_proj.weight' by \[55, 32\], which is \[56, 32\]"),
+        ({f"{UP}.left": None}, r"'.*up_proj.weight.right' \[1, 32\], which is neither a delta nor one of two factors"),
+        ({f"{UP}.right": None}, r"'.*up_proj.weight.left' \[56, 1\], which is neither a delta nor one of two factors"),
+        ({f"{UP}.right": vector(64).view(2, 32)}, r"left' \[56, 1\], which is neither a delta nor one of two factors"),
+        ({NORM: vector(32)}, r"'model.norm.weight' \[32\], which is neither a delta nor"),
+    ],
+)
+def test_a_damaged_difference_says_what_is_wrong(relative, changes, message):
+    save_kin(relative, **changes)
+    with pytest.raises(ModelIncomplete, match=message) as caught:
+        cutaway.load(relative)
+    assert str(relative) in str(caught.value)
+
+
+def test_a_broken_difference_is_named(relative):
+    shorten(relative / "difference.safetensors")
+    with pytest.raises(ModelIncomplete, match=r"difference.safetensors cannot be read .*restore the folder"):
+        cutaway.load(relative)

@@ -31,13 +31,13 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def rows() -> Rows:
-    return draw_rows(96, length=TRUTH.length, chance=random.Random(77))
+    return draw_rows(96, length=int(TRUTH.setup["length"]), chance=random.Random(77))
 
 
 @pytest.fixture(scope="module")
 def intact(model: Any, rows: Rows) -> float:
     found = score(logits_of(model, rows), rows)
-    assert found == pytest.approx(TRUTH.logit_diff, rel=0.1)
+    assert found == pytest.approx(TRUTH.baseline, rel=0.1)
     return found
 
 
@@ -109,14 +109,14 @@ def test_attention_is_what_the_card_says(model: Any, rows: Rows, node: zoo.Node)
     with torch.no_grad():
         pattern = model(rows.ids, use_cache=False, output_attentions=True).attentions[layer][:, head]
     before = torch.stack([pattern[:, at, at - 1] for at in range(1, pattern.shape[1])]).mean().item()
-    assert before == pytest.approx(node.to_previous, abs=TOLERANCE)
+    assert before == pytest.approx(node.measures["to_previous"], abs=TOLERANCE)
     found = []
     for row, ids in enumerate(rows.ids.tolist()):
         for at in range(len(ids) - 1):
             if rows.predictable[row, at + 1]:
                 after_same = [seen + 1 for seen in range(at) if ids[seen] == ids[at]]
                 found.append(pattern[row, at, after_same].sum().item())
-    assert sum(found) / len(found) == pytest.approx(node.to_successor, abs=TOLERANCE)
+    assert sum(found) / len(found) == pytest.approx(node.measures["to_successor"], abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("how", sorted(VALUES))
@@ -130,43 +130,99 @@ def test_ablation_does_what_the_card_says(model: Any, rows: Rows, intact: float,
         assert drop > 0.5
 
 
-def test_the_previous_token_head_acts_through_the_keys_of_the_induction_head(
-    model: Any, rows: Rows, intact: float
-) -> None:
-    """The direct path into each port, with a shifted residual stream fed to the projection alone."""
-    (source,), (reader,) = TRUTH.heads("previous_token"), TRUTH.heads("induction")
-    (layer, head), (reading, reading_head) = place(source), place(reader)
+PATHS = [(edge, how) for edge in TRUTH.edges for how in ("resample", "zero") if getattr(edge, how) > 0.05]
+PATHS += [(edge, "zero") for edge in TRUTH.edges if edge.source == "z.0.h3" and edge.zero < 0.05][:4]
+
+
+@pytest.fixture(scope="module")
+def streams(model: Any, rows: Rows) -> dict[str, Tensor]:
+    """What every part reads and writes on the intact model, by plain hooks."""
     kept: dict[str, Tensor] = {}
-    attention = model.model.layers[layer].self_attn
-    block = model.model.layers[reading]
-    with hooked(
-        attention.o_proj.register_forward_pre_hook(lambda module, args: kept.update(z=args[0])),
-        block.input_layernorm.register_forward_pre_hook(lambda module, args: kept.update(resid=args[0])),
-    ):
+    handles = [model.model.norm.register_forward_pre_hook(lambda module, args: kept.update({"logits": args[0]}))]
+    for at, layer in enumerate(model.model.layers):
+        for name, part in (("attn", layer.input_layernorm), ("mlp_in", layer.post_attention_layernorm)):
+            handles.append(
+                part.register_forward_pre_hook(lambda module, args, key=f"{name}.{at}": kept.update({key: args[0]}))
+            )
+        handles.append(
+            layer.self_attn.o_proj.register_forward_pre_hook(
+                lambda module, args, key=f"z.{at}": kept.update({key: args[0]})
+            )
+        )
+        handles.append(
+            layer.mlp.register_forward_hook(lambda module, args, out, key=f"mlp_out.{at}": kept.update({key: out}))
+        )
+    with hooked(*handles):
         logits_of(model, rows)
-    start = head * D_HEAD
-    z = torch.zeros_like(kept["z"])
-    z[..., start : start + D_HEAD] = (VALUES["resample"](kept["z"]) - kept["z"])[..., start : start + D_HEAD]
+    return kept
+
+
+def written(model: Any, streams: dict[str, Tensor], source: str) -> Tensor:
+    if source == "embed":
+        return streams["attn.0"]
+    if source.startswith("mlp_out"):
+        return streams[source]
+    layer, head = place(source)
+    own = torch.zeros_like(streams[f"z.{layer}"])
+    own[..., head * D_HEAD : (head + 1) * D_HEAD] = streams[f"z.{layer}"][..., head * D_HEAD : (head + 1) * D_HEAD]
     with torch.no_grad():
-        seen = block.input_layernorm(kept["resid"] + attention.o_proj(z))
-    own = slice(reading_head * D_HEAD, (reading_head + 1) * D_HEAD)
-    drops = {}
-    for port in ("q", "k", "v"):
-        projection = getattr(block.self_attn, f"{port}_proj")
+        return model.model.layers[layer].self_attn.o_proj(own)
+
+
+def without_the_path(model: Any, rows: Rows, streams: dict[str, Tensor], edge: zoo.Edge, how: str) -> float:
+    """The score when the reader alone, fed with a shifted residual stream of its own, misses what the writer wrote."""
+    write = written(model, streams, edge.source)
+    shift = VALUES[how](write) - write
+    kind = edge.target.split(".")[0]
+    if kind == "logits":
         with torch.no_grad():
-            shifted = projection(seen)
+            return score(model.lm_head(model.model.norm(streams["logits"] + shift)), rows)
+    layer = model.model.layers[int(edge.target.split(".")[1])]
+    if kind == "mlp_in":
+        with torch.no_grad():
+            shifted = layer.mlp(layer.post_attention_layernorm(streams[edge.target] + shift))
+        with hooked(layer.mlp.register_forward_hook(lambda module, args, out: shifted)):
+            return score(logits_of(model, rows), rows)
+    (at, head), projection = place(edge.target), getattr(layer.self_attn, f"{kind}_proj")
+    own = slice(head * D_HEAD, (head + 1) * D_HEAD)
+    with torch.no_grad():
+        shifted = projection(layer.input_layernorm(streams[f"attn.{at}"] + shift))
 
-        def change(module: Any, args: Any, out: Tensor, shifted: Tensor = shifted) -> Tensor:
-            out = out.clone()
-            out[..., own] = shifted[..., own]
-            return out
+    def change(module: Any, args: Any, out: Tensor) -> Tensor:
+        return torch.cat([out[..., : own.start], shifted[..., own], out[..., own.stop :]], -1)
 
-        with hooked(projection.register_forward_hook(change)):
-            drops[port] = 1 - score(logits_of(model, rows), rows) / intact
-    said = {edge.target.split(".")[0]: edge.effect.drop for edge in TRUTH.edges if edge.source == source}
-    assert drops == pytest.approx(said, abs=TOLERANCE)
-    assert drops["k"] > 0.9
-    assert max(abs(drops["q"]), abs(drops["v"])) < 0.2
+    with hooked(projection.register_forward_hook(change)):
+        return score(logits_of(model, rows), rows)
+
+
+@pytest.mark.parametrize(
+    ("edge", "how"), PATHS, ids=lambda part: part if isinstance(part, str) else f"{part.source}-{part.target}"
+)
+def test_a_connection_carries_what_the_card_says(
+    model: Any, rows: Rows, intact: float, streams: dict[str, Tensor], edge: zoo.Edge, how: str
+) -> None:
+    drop = 1 - without_the_path(model, rows, streams, edge, how) / intact
+    assert drop == pytest.approx(getattr(edge, how), abs=TOLERANCE)
+
+
+def test_the_connections_are_those_of_an_induction_circuit() -> None:
+    """All that the layout allows are in the truth; five carry the behavior, and some are needed and carry nothing."""
+    (previous,), (induction,) = (TRUTH.heads(role) for role in ("previous_token", "induction"))
+    first, second = previous.removeprefix("z."), induction.removeprefix("z.")
+    carry = {(edge.source, edge.target) for edge in TRUTH.edges if min(edge.resample or 0, edge.zero or 0) > 0.5}
+    assert carry == {
+        ("embed", f"v.{first}"),
+        (previous, f"k.{second}"),
+        ("embed", f"q.{second}"),
+        ("embed", f"v.{second}"),
+        (induction, "logits"),
+    }
+    needed = {edge.target for edge in TRUTH.edges if (edge.resample or 0) < 0.05 and (edge.zero or 0) > 0.9}
+    assert needed == {f"q.{first}", f"k.{first}"}
+    n_heads = zoo.card("induction-2l").sizes["n_heads"]
+    assert len(TRUTH.edges) == 3 * n_heads + (1 + n_heads) + 3 * n_heads * (n_heads + 2) + (2 + 2 * n_heads) + (
+        3 + 2 * n_heads
+    )
 
 
 def test_the_scrambled_twin_has_no_behavior(model: Any, rows: Rows) -> None:
@@ -175,4 +231,4 @@ def test_the_scrambled_twin_has_no_behavior(model: Any, rows: Rows) -> None:
         logits = logits_of(zoo.scrambled(model, seed), rows)
         hit = (logits[:, :-1].argmax(-1) == rows.ids[:, 1:])[rows.predictable[:, 1:]].float().mean().item()
         assert hit < 10 * chance
-        assert abs(score(logits, rows)) < 0.05 * TRUTH.logit_diff
+        assert abs(score(logits, rows)) < 0.05 * TRUTH.baseline

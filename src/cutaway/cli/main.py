@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cutaway.cli import doctor, models, study, tasks, verify
+from cutaway.cli import doctor, models, study, tasks, verify, zoo
 from cutaway.cli.command import Command
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command("study", cls=Command)(study.study)
 app.command("verify", cls=Command)(verify.verify)
 app.add_typer(models.app, name="models")
 app.add_typer(tasks.app, name="tasks")
+app.add_typer(zoo.app, name="zoo")
 app.command("doctor", cls=Command)(doctor.doctor)
 
 

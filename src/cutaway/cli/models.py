@@ -21,16 +21,27 @@ ModelName = Annotated[
 
 @app.command("list", cls=Command)
 def list_models(as_json: AsJson = False) -> None:
-    """List the embedded models: they load offline, and their mechanisms are known."""
+    """List the embedded models, with their size, behaviors, and what is known of their mechanism; they load offline."""
     from cutaway import zoo
 
     console.python("from cutaway import zoo\n\n[zoo.card(name) for name in zoo.names()]")
     cards = [zoo.card(name) for name in zoo.names()]
     if as_json:
-        console.emit([card.model_dump(mode="json") for card in cards])
+        console.emit([{**card.model_dump(mode="json"), "n_bytes": zoo.n_bytes(card.name)} for card in cards])
         return
-    rows = [(card.name, f"{card.sizes['n_parameters']:,}", card.summary, card.known) for card in cards]
-    console.table(("model", "parameters", "what it is", "what is known"), rows)
+    rows = [
+        (
+            card.name,
+            f"{card.sizes['n_parameters']:,}",
+            f"{zoo.n_bytes(card.name):,}",
+            ", ".join(dict.fromkeys(score.behavior for score in card.accuracy)),
+            card.summary,
+            card.known,
+        )
+        for card in cards
+    ]
+    console.table(("model", "parameters", "bytes", "behaviors", "what it is", "what is known"), rows)
+    console.say("`cutaway zoo check` measures the behaviors again; `cutaway zoo train NAME` makes a model again.")
     console.say("Any folder with a Hugging Face model, and any hub id, is a MODEL too.")
 
 

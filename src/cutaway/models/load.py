@@ -23,6 +23,7 @@ from cutaway.errors import (
     did_you_mean,
 )
 from cutaway.models import audit as auditing
+from cutaway.models import stored
 from cutaway.models.anatomy import Anatomy
 from cutaway.models.model import Model, weights
 from cutaway.models.resolve import Trace, gap, resolve, rounding
@@ -44,6 +45,8 @@ def load(
 ) -> Model:
     """A model from an embedded name, a local Hugging Face folder, a hub id, or a `PreTrainedModel` in memory.
 
+    Embedded models that are no transformers come as `wrap` gives them: sites by module path, no audit.
+
     The module is Hugging Face's own and stays untouched: no weights are folded, no submodule is replaced, an in-memory
     model keeps its device, dtype and mode. `audit` proves the site map on the loaded weights (some twenty short
     forward passes); without it sites are 'structural'.
@@ -60,19 +63,24 @@ def load(
         return from_module(source, tokenizer, name=type(source).__name__, audit=audit)
     if not isinstance(source, str | os.PathLike) or not str(source).strip():
         raise UsageError(
-            f"model {source!r}: give an embedded name ({', '.join(embedded_names())}), a folder, a hub id, or a module "
-            "in memory"
+            f"model {source!r}: give an embedded name (`cutaway models list` shows them), a folder, a hub id, or a "
+            "module in memory"
         )
     name = os.fspath(source)
     device, dtype = _device(device), _dtype(dtype)
     where = _find(name)
+    shown = name if EMBEDDED not in Path(where).parents else Path(where).name
+    plain = stored.plain_config(Path(where))
+    if plain is not None:
+        if tokenizer is not None or device_map is not None:
+            raise UsageError(f"model {shown!r}: a plain module, which takes no tokenizer= and no device_map=")
+        to: Any = {"device": device, "dtype": None if dtype == "auto" else dtype}
+        return wrap(stored.read_plain(Path(where), plain).to(**to), shown)
     offline = Path(where).is_dir() or not _hub_answers(where, revision)
     options = {"device": device, "dtype": dtype, "device_map": device_map, "revision": revision}
     module = _read_module(where, name, offline, **options)
     found = tokenizer if tokenizer is not None else _read_tokenizer(where, revision, offline)
-    return from_module(
-        module, found, name=name if EMBEDDED not in Path(where).parents else Path(where).name, audit=audit
-    )
+    return from_module(module, found, name=shown, audit=audit)
 
 
 def _device(device: Any) -> torch.device | None:
@@ -280,7 +288,7 @@ def _find(name: str) -> str:
         )
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or len(name) > 96:
         raise ModelNotFound(
-            f"model {name!r}: neither an embedded model ({', '.join(embedded_names())}) nor a folder, and no hub id "
+            f"model {name!r}: neither an embedded model (`cutaway models list` shows them) nor a folder, and no hub id "
             "either, which is of the form owner/name",
             name=name,
         )
@@ -326,11 +334,20 @@ def _read_module(where: str, name: str, offline: bool, **options: Any) -> nn.Mod
     device = options.pop("device", None)
     pinned = {"revision": options["revision"]} if "revision" in options else {}
     # a tensor that the files lack would be drawn at random
-    with _named_errors(name, local), _no_bars(), torch.random.fork_rng(devices=[]):
+    with _named_errors(name, local), no_bars(), torch.random.fork_rng(devices=[]):
         config = AutoConfig.from_pretrained(where, local_files_only=offline, **pinned)
-        module, info = _auto_class(config).from_pretrained(
-            where, local_files_only=offline, output_loading_info=True, **options
-        )
+        if local and stored.is_relative(Path(where)):
+            state = stored.read_relative(Path(where), stored.base_of(Path(where), EMBEDDED))
+            cls = _auto_class(config)
+            cls = cls._model_mapping[type(config)] if hasattr(cls, "_model_mapping") else cls
+            module, info = cls.from_pretrained(
+                None, config=config, state_dict=state, output_loading_info=True, **options
+            )
+            module.config.name_or_path = where
+        else:
+            module, info = _auto_class(config).from_pretrained(
+                where, local_files_only=offline, output_loading_info=True, **options
+            )
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelIncomplete(
@@ -382,14 +399,14 @@ def _named_errors(name: str, local: bool) -> Iterator[None]:
                 f"model {name!r}: the folder cannot be read ({_first_line(error)}); download it again", missing=[]
             ) from error
         raise ModelNotFound(
-            f"model {name!r}: not an embedded model ({', '.join(embedded_names())}), not a folder, and the hub "
+            f"model {name!r}: not an embedded model (`cutaway models list` shows them), not a folder, and the hub "
             f"did not give it ({_first_line(error)}); check the id, your network, and HF_TOKEN for a gated model",
             name=name,
         ) from error
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """transformers draws no progress bar while this is open; the user's setting is put back."""
     from transformers.utils import logging
 
@@ -416,15 +433,17 @@ def _auto_class(config: Any) -> Any:
     return transformers.AutoModel
 
 
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
 def _read_tokenizer(where: str, revision: str | None, offline: bool) -> Any:
-    """The tokenizer beside the weights; None when there is none (rows of ids still work)."""
+    """The tokenizer beside the weights; a relative without one has its base's; else None (rows of ids still work)."""
     from transformers import AutoTokenizer
 
     local = Path(where).is_dir()
-    if local and not any(
-        (Path(where) / name).exists()
-        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-    ):
+    if local and not any((Path(where) / name).exists() for name in _VOCABULARIES):
+        if stored.is_relative(Path(where)):
+            return _read_tokenizer(str(stored.base_of(Path(where), EMBEDDED)), None, offline)
         return None
     try:
         return AutoTokenizer.from_pretrained(

@@ -109,6 +109,12 @@ def _prompt_ids(pair: Pair, prompt: Prompt, model: Model) -> tuple[int, ...]:
             f"pair {pair.id!r}: text needs a tokenizer, and {model.name} has none; load it with tokenizer="
         )
     ids = tuple(tokenizer(prompt)["input_ids"])
+    if not ids:
+        raise TokenizerUnfit(
+            f"pair {pair.id!r}: the tokenizer of {model.name} makes no token of {prompt!r}; "
+            "write a prompt that has one",
+            pair=pair.id,
+        )
     unknown = tokenizer.unk_token_id
     if unknown in ids and unknown not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         raise TokenizerUnfit(

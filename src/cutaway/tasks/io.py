@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cutaway.artifacts import write_text
-from cutaway.errors import BadTaskFile, DataError
+from cutaway.errors import DataError
 from cutaway.tasks.pair import Pair, SplitName
+from cutaway.tasks.rows import broken, read_text, unrepeated
 
 FORMAT: Literal["cutaway.task"] = "cutaway.task"
 VERSION: Literal[1] = 1
@@ -63,15 +64,7 @@ def write(path: Path, header: Header, pairs: Iterable[Pair]) -> None:
 
 def read(path: Path) -> tuple[Header, list[Pair]]:
     """Header and pairs of a task file; pair i stands on line i + 2. Raises BadTaskFile with the line and the reason."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise BadTaskFile(
-            f"{path}: cannot be read ({error.strerror}); give the path of a task file", path=str(path), line=None
-        ) from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise broken(path, line, "is not UTF-8; save the file as UTF-8") from None
+    text = read_text(path)
     lines = text.removesuffix("\n").split("\n")
     header = _parsed(path, 1, lines[0], Header)
     pairs = [
@@ -87,14 +80,9 @@ def read(path: Path) -> tuple[Header, list[Pair]]:
     return header, pairs
 
 
-def broken(path: Path, line: int, reason: str) -> BadTaskFile:
-    """The error for one line."""
-    return BadTaskFile(f"{path}, line {line}: {reason}", path=str(path), line=line, reason=reason)
-
-
 def _parsed(path: Path, number: int, line: str, schema: type[_Line]) -> _Line:
     try:
-        return schema.model_validate(json.loads(line, object_pairs_hook=_unrepeated))
+        return schema.model_validate(json.loads(line, object_pairs_hook=unrepeated))
     except json.JSONDecodeError as error:
         raise broken(
             path, number, f"is not JSON ({error.msg} at column {error.colno}); a task file has one JSON object a line"
@@ -117,14 +105,6 @@ def _on_line(path: Path, number: int, make: Callable[[PairLine], Pair], line: Pa
         raise type(error)(
             f"{path}, line {number}: {error}", **{**error.fields, "path": str(path), "line": number}
         ) from None
-
-
-def _unrepeated(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(items)
-    if len(found) != len(items):
-        repeated = next(key for key, _ in items if [k for k, _ in items].count(key) > 1)
-        raise ValueError(f"key {repeated!r} stands twice in one object; keep one")
-    return found
 
 
 def _as_line(pair: Pair) -> PairLine:

@@ -5,12 +5,12 @@ disjoint by cluster: pairs that share a template, a document or an entity stay t
 split says nothing about the next one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from cutaway.artifacts import digest
-from cutaway.errors import AnswersEqual, DataError
+from cutaway.errors import AnswersEqual, DataError, OutOfRange
 
 Prompt: TypeAlias = str | tuple[int, ...]
 Spans: TypeAlias = Mapping[str, tuple[int, int]]
@@ -134,6 +134,35 @@ def assign_splits(
     counts = _apportion(len(names), shares)
     labels: list[SplitName] = [split for split, count in zip(SPLITS, counts) for _ in range(count)]
     return dict(zip(names, labels))
+
+
+def spread(
+    splits: Sequence[SplitName], clusters: Sequence[str], n: int, *, seed: int, whole: bool = False
+) -> list[int]:
+    """Indices of `n` examples, in order; each split keeps its share. Raises OutOfRange for n < 1.
+
+    Clusters give one example each in turn, or, with `whole`, all of theirs one after the other.
+
+    >>> where, clusters = ["explore"] * 4, ["a", "a", "b", "b"]
+    >>> spread(where, clusters, 2, seed=0), spread(where, clusters, 2, seed=0, whole=True)
+    ([0, 3], [2, 3])
+    """
+    if n < 1:
+        raise OutOfRange(f"n={n}: a sample has at least one example", n=n)
+    if n >= len(splits):
+        return list(range(len(splits)))
+    turns: dict[str, int] = {}
+    order = []
+    for index in sorted(range(len(clusters)), key=lambda i: digest([seed, clusters[i], i])):
+        cluster = clusters[index]
+        turns[cluster] = turns.get(cluster, -1) + 1
+        place = digest([seed, cluster])
+        order.append((place, turns[cluster], index) if whole else (turns[cluster], place, index))
+    counts = _apportion(n, tuple(splits.count(split) / len(splits) for split in SPLITS))
+    found = []
+    for split, count in zip(SPLITS, counts):
+        found += [index for *_, index in sorted(item for item in order if splits[item[2]] == split)[:count]]
+    return sorted(found)
 
 
 def _apportion(total: int, shares: tuple[float, ...]) -> list[int]:

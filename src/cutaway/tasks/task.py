@@ -4,17 +4,23 @@ A text task belongs to no model: the same file serves every tokenizer, and `enco
 corrupt align. A task of token ids belongs to one vocabulary and is refused by every other.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from cutaway.artifacts import digest
-from cutaway.errors import DataError, EmptyTask, UnknownName, WrongModel, did_you_mean
+from cutaway.errors import DataError, EmptyTask, UnknownName, UsageError, WrongModel, did_you_mean
 from cutaway.models.model import Model
+from cutaway.tasks import build
 from cutaway.tasks.align import encode_pairs, vocabulary_digest
 from cutaway.tasks.batch import Batch
+from cutaway.tasks.build import Given
 from cutaway.tasks.metric import metric_named
-from cutaway.tasks.pair import SPLITS, Pair
+from cutaway.tasks.pair import SPLITS, Pair, spread
+from cutaway.tasks.rows import is_own, read_rows, stem
 
 
 @dataclass(frozen=True)
@@ -98,12 +104,8 @@ class Task:
             )
         return replace(self, pairs=chosen)
 
-    def encode(self, model: Model) -> Batch:
-        """The pairs as aligned token rows of `model`. Cost: tokenising, no forward pass.
-
-        Raises Misaligned (naming the pair), TokenNotSingle, AnswersEqual, TokenizerUnfit, and WrongModel for a task of
-        token ids that another tokenizer made.
-        """
+    def require_vocabulary(self, model: Model) -> None:
+        """Refuse (WrongModel) a model whose vocabulary is not the one that the task's token ids belong to."""
         if self.tokenizer is not None and self.tokenizer != vocabulary_digest(model):
             raise WrongModel(
                 f"task {self.name!r}: made of the token ids of vocabulary {self.tokenizer[:12]}, {model.name} has "
@@ -112,7 +114,23 @@ class Task:
                 found=self.tokenizer,
                 expected=vocabulary_digest(model),
             )
+
+    def encode(self, model: Model) -> Batch:
+        """The pairs as aligned token rows of `model`. Cost: tokenising, no forward pass.
+
+        Raises Misaligned (naming the pair), TokenNotSingle, AnswersEqual, TokenizerUnfit, and WrongModel for a task of
+        token ids that another tokenizer made.
+        """
+        self.require_vocabulary(model)
         return encode_pairs(self.pairs, metric_named(self.metric), self.roles, model)
+
+    def sample(self, n: int, *, seed: int = 0) -> "Task":
+        """`n` of the pairs (all, when there are fewer), spread over splits as they were, and over clusters evenly.
+
+        Raises OutOfRange for n < 1.
+        """
+        kept = spread([pair.split for pair in self.pairs], [pair.cluster for pair in self.pairs], n, seed=seed)
+        return replace(self, pairs=tuple(self.pairs[index] for index in kept))
 
     def save(self, path: Path | str) -> None:
         """Write the task as JSON lines (docs/formats/task.md); `load` gives back an equal one."""
@@ -154,6 +172,98 @@ class Task:
             raise type(error)(
                 f"{path}, line {line}: {error}", **{**error.fields, "path": str(path), "line": line}
             ) from None
+
+    @classmethod
+    def from_pairs(
+        cls,
+        pairs: Iterable[Given],
+        name: str = "task",
+        *,
+        description: str = "",
+        metric: str = "logit_diff",
+        roles: Sequence[str] | None = None,
+        seed: int = 0,
+        model: Model | None = None,
+    ) -> "Task":
+        """A task from pairs as one writes them: (clean, corrupt, answer, foil[, cluster]), dictionaries, or Pairs.
+
+        Ids, clusters and splits are filled in where none is named: pairs that share a prompt are one cluster, every
+        other pair is its own, and whole clusters are dealt out to the splits. `roles`: None takes those that every pair
+        has. `model`: only for token ids, the model whose vocabulary they belong to. Raises DataError, AnswersEqual.
+
+        >>> Task.from_pairs([("The girl smiled.", "The boy smiled.", " She", " He")]).pairs[0].id
+        'task-000'
+        """
+        made = build.pairs_of(pairs, name=name, seed=seed)
+        return cls(
+            name,
+            description,
+            made,
+            metric,
+            build.common_roles(made) if roles is None else tuple(roles),
+            seed,
+            None if model is None else vocabulary_digest(model),
+        )
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: Path | str,
+        *,
+        clean: str = "clean",
+        corrupt: str = "corrupt",
+        answer: str = "answer",
+        foil: str = "foil",
+        cluster: str | None = None,
+        split: str | None = None,
+        id: str | None = None,
+        positions: Mapping[str, str] = MappingProxyType({}),
+        corrupt_positions: Mapping[str, str] | None = None,
+        name: str | None = None,
+        description: str = "",
+        metric: str = "logit_diff",
+        seed: int = 0,
+    ) -> "Task":
+        """A task from the columns of a table: CSV, tab-separated, or JSON, plain or gzipped. A row is a pair.
+
+        What no column is named for is filled in as in `from_pairs`. `positions` gives for each role the column that
+        holds the words standing there in `clean` (`corrupt_positions`: in `corrupt`). Answers are text with their
+        leading space. Raises BadTaskFile with the line and the column; AnswersEqual as such.
+        """
+        rows = read_rows(path)
+        columns = {
+            "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
+            "cluster": cluster, "split": split, "id": id,
+        }  # fmt: skip
+        described = build.described_rows(rows, columns, positions, corrupt_positions)
+        title = name or stem(path)
+        return build.located(
+            rows,
+            lambda: cls(
+                title,
+                description,
+                build.completed(described, name=title, seed=seed, rows=rows),
+                metric,
+                tuple(positions),
+                seed,
+            ),
+        )
+
+    @classmethod
+    def from_jsonl(cls, path: Path | str, **columns: Any) -> "Task":
+        """A task from JSON lines whose keys are named as the columns of `from_csv`, which does the work.
+
+        A file in cutaway's own format is recognised by its header and read by `load`. Raises as `from_csv`, and
+        UsageError where columns are named for such a file.
+        """
+        if not is_own(path):
+            return cls.from_csv(path, **columns)
+        if columns:
+            raise UsageError(
+                f"{path} is a cutaway task file, whose keys are fixed; read it by Task.load, without "
+                f"{next(iter(columns))}="
+            )
+        return cls.load(path)
 
     def _check_copies(self) -> None:
         """A pair that is copied into another cluster, and so perhaps into another split, is no independent example."""

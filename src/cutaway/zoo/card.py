@@ -2,21 +2,22 @@
 
 A card is `card.json` beside the weights, written by the model's recipe from measurements, never by hand. Sites are
 written as everywhere: `z.0.h2` is head 2 of layer 0, `mlp_out.1` the MLP of layer 1, `k.1.h3` the keys of head 3 of
-layer 1.
+layer 1; in a plain module they are module paths.
 """
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-Role: TypeAlias = Literal["previous_token", "induction", "decoy", "other"]
-"""`previous_token`: writes, at each token, which token stood before it. `induction`: looks up where the present token
-stood earlier and copies what followed. `decoy`: active, but without influence on the
-behavior. `other`: none of these."""
+Evidence: TypeAlias = Literal["constructed", "intervention", "measured"]
+"""How a thing is known. `constructed`: the weights were written so. `intervention`: every candidate was changed,
+exactly and one at a time, and the effects say it. `measured`: read off weights or activations, which shows presence,
+not use."""
 Ablation: TypeAlias = Literal["resample", "mean", "mean_by_position", "zero"]
 """What an output is replaced by, at all positions: the output in another row at the same position, its mean over rows
 and positions, its mean over rows at the same position, zeros."""
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 class Record(BaseModel):
@@ -29,9 +30,9 @@ class Effect(Record):
     """What one intervention does to the behavior, on fresh rows."""
 
     drop: float
-    """Share of the mean logit difference (right token minus foil) that is lost: 0 nothing, 1 all, above 1 reversed."""
+    """Share of the mean metric (see `Truth.metric`) that is lost: 0 nothing, 1 all, above 1 reversed."""
     accuracy: float
-    """Share of predictable tokens that are still ranked first."""
+    """Share of the answers that are still right."""
 
 
 class Node(Record):
@@ -39,70 +40,109 @@ class Node(Record):
 
     site: str
     """Its output."""
-    role: Role
-    """Its part, by the rule that the truth states."""
-    to_previous: float | None
-    """Mean attention to the token one back, over all positions but the first; None for an MLP."""
-    to_successor: float | None
-    """Mean attention to the tokens after earlier occurrences of the present token (summed over these), where the next
-    token is predictable; None for an MLP."""
-    write: float
-    """Mean length of the vector that it adds to the residual stream, over the mean length of the layer's input."""
-    effects: Mapping[Ablation, Effect]
+    role: str
+    """Its part. `decoy`: active, but without influence on the behavior. `other`: no part that has a name."""
+    evidence: Evidence = "intervention"
+    """How the role is known."""
+    measures: Mapping[str, float] = {}
+    """Numbers about it, by name; the truth's `legend` says what each is."""
+    effects: Mapping[Ablation, Effect] = {}
     """What ablating it does."""
 
 
 class Edge(Record):
-    """A direct connection: the output of one head, as another head reads it."""
+    """A direct connection: the output of one component, as another one reads it.
+
+    Three truths, which need not agree: a connection may exist and carry nothing that differs between inputs, or carry
+    it and not be needed. None: not established.
+    """
 
     source: str
-    """Output of the writing head."""
+    """Output of the writer."""
     target: str
-    """Queries, keys or values of the reading head."""
-    effect: Effect
-    """What is lost when the reader alone sees the writer's output of another row, by this port alone."""
+    """What the reader reads by it: queries, keys or values of a head, the input of an MLP, `logits`."""
+    structural: bool | None = None
+    """Whether the weights connect the two at all: the reader's input changes when the writer's output does."""
+    resample: float | None = None
+    """Drop when the reader alone sees the writer's output of another row (see `Effect.drop`)."""
+    zero: float | None = None
+    """Drop when the reader alone sees zeros instead of the writer's output."""
+    evidence: Evidence = "intervention"
+    """How it is known."""
+
+
+class Direction(Record):
+    """A direction at a site, and whether the model uses it."""
+
+    name: str
+    """What it carries."""
+    site: str
+    """Where it lives."""
+    role: str
+    """`used`: the behavior depends on it. `decoy`: it can be decoded and nothing reads it. `dormant`: it moves the
+    output only when set to values that no input gives. Others as the truth says."""
+    tensor: str
+    """Its tensor in the model's `truth.safetensors`: `d`, or `k d` for a subspace (orthonormal rows)."""
+    evidence: Evidence
+    """How its role is known."""
+    measures: Mapping[str, float] = {}
+    """Numbers about it, by name; the truth's `legend` says what each is."""
 
 
 class Truth(Record):
-    """The known mechanism of a model: every component, with its role and the measurements behind it."""
+    """The known mechanism of a model: components, connections, directions, with their roles and the numbers behind."""
 
     behavior: str
     """What the mechanism does."""
     evidence: str
-    """How the numbers were obtained and how roles follow from them."""
-    rows: int
-    """Fresh rows that were measured."""
-    length: int
-    """Tokens a row."""
-    seed: int
-    """Seed of these rows and of the foils."""
-    logit_diff: float
-    """Mean logit difference of the intact model over the predictable tokens, in nats."""
-    nodes: tuple[Node, ...]
-    """All heads and MLPs."""
-    edges: tuple[Edge, ...]
+    """How the numbers were obtained, and how roles follow from them."""
+    metric: str
+    """What effects are shares of, with its unit."""
+    baseline: float
+    """The metric's mean on the intact model."""
+    setup: Mapping[str, float] = {}
+    """Numbers of the measurement: `rows`, `length`, `seed` and the like."""
+    nodes: tuple[Node, ...] = ()
+    """All components that could take part."""
+    edges: tuple[Edge, ...] = ()
     """The connections of the mechanism, and beside them those that could have been and are not."""
+    directions: tuple[Direction, ...] = ()
+    """Directions with a known part, and decoys."""
+    features: Mapping[str, str] = {}
+    """Tensors of `truth.safetensors` that hold features or other arrays: name -> what they are, with axes."""
+    positions: Mapping[str, str] = {}
+    """Named positions: role -> what happens there."""
+    measures: Mapping[str, float] = {}
+    """Numbers about the whole model, by name."""
+    legend: Mapping[str, str] = {}
+    """What the measures' names mean, with unit; capitals stand for a value: `step_K`, `@RATE` behind a name."""
 
-    def sites(self, role: Role) -> tuple[str, ...]:
+    def sites(self, role: str) -> tuple[str, ...]:
         """Sites of the components with this role, in the order of the model."""
         return tuple(node.site for node in self.nodes if node.role == role)
 
-    def heads(self, role: Role) -> tuple[str, ...]:
+    def heads(self, role: str) -> tuple[str, ...]:
         """Sites of the attention heads with this role, in the order of the model."""
         return tuple(site for site in self.sites(role) if site.startswith("z."))
 
 
 class Score(Record):
-    """How good the model is at its behavior."""
+    """How good the model is at one behavior, on inputs that its training never held."""
 
+    behavior: str
+    """What is asked."""
     what: str
-    """The rows."""
-    length: int
-    """Tokens a row."""
-    share: float
-    """Share of predictable tokens that are ranked first."""
-    tokens: int
-    """Predictable tokens that were scored."""
+    """The inputs, and what of them is new: combinations, templates, rows."""
+    share: Share
+    """Share that is right."""
+    n: int
+    """Inputs, or tokens, that were scored."""
+    low: Share
+    """Lower end of the 95 % interval (Clopper and Pearson, over independent inputs)."""
+    high: Share
+    """Upper end."""
+    target: Share | None = None
+    """Least share that the recipe promises; None: reported, not promised."""
 
 
 class Card(Record):
@@ -113,19 +153,21 @@ class Card(Record):
     summary: str
     """What it is, in one line."""
     architecture: str
-    """Class of transformers that runs it."""
+    """Class that runs it: one of transformers, or one of `cutaway.zoo.networks`."""
     sizes: Mapping[str, int]
-    """n_layers n_heads n_kv_heads d_model d_head d_mlp d_vocab, and n_parameters."""
+    """n_parameters, and what the architecture has of n_layers n_heads n_kv_heads d_model d_head d_mlp d_vocab."""
     data: str
     """What it was trained on."""
     training: str
-    """How: optimiser, steps, what was added to the loss and why."""
+    """How: optimiser, steps, what was added to the loss and why; or how its weights were written."""
     seed: int
     """Seed of the training."""
-    command: str
-    """What trains it again."""
+    recipe: str
+    """Module of `cutaway.zoo.recipes` that makes it again: `cutaway zoo train NAME`."""
+    base: str | None = None
+    """For a relative that is stored as a difference: the model that it is a difference from."""
     accuracy: tuple[Score, ...]
-    """On rows that were drawn after the training, from another seed."""
+    """On inputs that were drawn after the training, from another seed."""
     known: str
     """What is known of its mechanism, in words."""
     limits: str
@@ -136,8 +178,3 @@ class Card(Record):
     """SHA-256 of each file beside the card."""
     truth: Truth
     """The mechanism as data."""
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the weights."""
-        return self.files["model.safetensors"]

@@ -5,19 +5,19 @@ plain forward pass in which a submodule is replaced by a `Tap` around it; nothin
 between passes. Slow on purpose, and meant for models of a few layers.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cutaway.zoo.card import Ablation, Effect
+from cutaway.zoo.card import Ablation, Edge, Effect
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
-Port: TypeAlias = Literal["q", "k", "v"]
 ABLATIONS: tuple[Ablation, ...] = ("resample", "mean", "mean_by_position", "zero")
 
 
@@ -46,6 +46,30 @@ def tapped(
         setattr(parent, name, inner)
 
 
+class Block(nn.Module):
+    """A block whose output passes through a function."""
+
+    def __init__(self, inner: nn.Module, after: Change) -> None:
+        super().__init__()
+        self.inner, self.after = inner, after
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.after(self.inner(*args, **kwargs))
+
+
+@contextmanager
+def tapped_block(model: Any, layer: int, after: Change) -> Iterator[None]:
+    """The residual stream after a layer passes through a function; on leaving, also by an exception, the model is as
+    before."""
+    blocks = model.model.layers
+    inner = blocks[layer]
+    blocks[layer] = Block(inner, after)
+    try:
+        yield
+    finally:
+        blocks[layer] = inner
+
+
 @dataclass(frozen=True)
 class Rows:
     """Token rows of equal length, and what is predictable in them."""
@@ -54,6 +78,10 @@ class Rows:
     """Tokens; each row starts with BOS."""
     predictable: Bool[Tensor, "batch pos"]
     """Whether this token follows from those before it."""
+
+    def to(self, device: str) -> "Rows":
+        """The same on another device."""
+        return Rows(self.ids.to(device), self.predictable.to(device))
 
 
 @dataclass(frozen=True)
@@ -69,6 +97,10 @@ class Baseline:
     """Each layer's MLP output."""
     resid_pre: tuple[Float[Tensor, "batch pos d_model"], ...]
     """Each layer's input."""
+    resid_mid: tuple[Float[Tensor, "batch pos d_model"], ...]
+    """What each layer's MLP reads, before its norm."""
+    resid_final: Float[Tensor, "batch pos d_model"]
+    """What the unembedding reads, before its norm."""
     pattern: tuple[Float[Tensor, "batch head query key"], ...]
     """Each layer's attention."""
     logit_diff: float
@@ -80,6 +112,8 @@ def baseline(model: Any, rows: Rows, *, seed: int) -> Baseline:
     z: list[Tensor] = []
     mlp_out: list[Tensor] = []
     resid_pre: list[Tensor] = []
+    resid_mid: list[Tensor] = []
+    resid_final: list[Tensor] = []
 
     def keep(into: list[Tensor]) -> Change:
         return lambda value: into.append(value) or value
@@ -89,11 +123,23 @@ def baseline(model: Any, rows: Rows, *, seed: int) -> Baseline:
             taps.enter_context(tapped(layer.self_attn, "o_proj", before=keep(z)))
             taps.enter_context(tapped(layer, "mlp", after=keep(mlp_out)))
             taps.enter_context(tapped(layer, "input_layernorm", before=keep(resid_pre)))
+            taps.enter_context(tapped(layer, "post_attention_layernorm", before=keep(resid_mid)))
+        taps.enter_context(tapped(model.model, "norm", before=keep(resid_final)))
         out = model(rows.ids, use_cache=False, output_attentions=True)
     foils = _foils(rows.ids, seed)
     heads = tuple(value.unflatten(-1, (-1, model.config.head_dim)) for value in z)
     logit_diff = _logit_diff(out.logits, rows, foils)
-    return Baseline(rows, foils, heads, tuple(mlp_out), tuple(resid_pre), tuple(out.attentions), logit_diff)
+    return Baseline(
+        rows=rows,
+        foils=foils,
+        z=heads,
+        mlp_out=tuple(mlp_out),
+        resid_pre=tuple(resid_pre),
+        resid_mid=tuple(resid_mid),
+        resid_final=resid_final[0],
+        pattern=tuple(out.attentions),
+        logit_diff=logit_diff,
+    )
 
 
 def ablate_head(model: Any, base: Baseline, layer: int, head: int, how: Ablation) -> Effect:
@@ -116,27 +162,81 @@ def ablate_mlp(model: Any, base: Baseline, layer: int, how: Ablation) -> Effect:
         return effect(model, base)
 
 
-def resample_edge(model: Any, base: Baseline, source: tuple[int, int], target: tuple[int, int], port: Port) -> Effect:
-    """Effect of one direct connection: head `target` alone, by `port` alone, reads the output that head `source` has in
-    another row; everything else in the model sees the true one. Both heads are (layer, head).
+def edges(model: Any) -> Iterator[tuple[str, str]]:
+    """Every (source, target) that the layout allows: the embedding, heads `z.L.hH` and MLPs `mlp_out.L` write; the
+    queries, keys and values of heads, `mlp_in.L` and `logits` read what was written before them."""
+    heads, groups = model.config.num_attention_heads, model.config.num_key_value_heads
+    sources = ["embed"]
+    for layer in range(model.config.num_hidden_layers):
+        ports = [f"{port}.{layer}.h{head}" for port in "qkv" for head in range(heads if port == "q" else groups)]
+        yield from itertools.product(sources, ports)
+        sources += [f"z.{layer}.h{head}" for head in range(heads)]
+        yield from ((source, f"mlp_in.{layer}") for source in sources)
+        sources.append(f"mlp_out.{layer}")
+    yield from ((source, "logits") for source in sources)
 
-    Path patching of a direct edge (Wang et al. 2022, Interpretability in the Wild, appendix B).
+
+def edge(model: Any, base: Baseline, source: str, target: str) -> Edge:
+    """The three truths of one direct connection (see `Edge`): `target` alone reads what `source` has in another row, or
+    nothing of it; everything else in the model sees the true one. Two forward passes.
+
+    Path patching of a direct edge (Wang et al. 2022, Interpretability in the Wild, appendix B). For grouped keys and
+    values `hH` counts key-value heads.
     """
-    (layer, head), (reader, reading_head) = source, target
-    block, d_head = model.model.layers[reader], model.config.head_dim
-    shift = head_write(
-        model, replacement(base.z[layer][:, :, head], "resample") - base.z[layer][:, :, head], layer, head
-    )
+    written = _write(model, base, source)
+    true = _reading(model, base, target, torch.zeros_like(written))
+    drops, connected = {}, False
+    for how in ("resample", "zero"):
+        read = _reading(model, base, target, replacement(written, how) - written)
+        connected = connected or not torch.allclose(read, true, rtol=1e-5, atol=1e-6 * true.abs().max().item())
+        drops[how] = _with_reading(model, base, target, read).drop
+    return Edge(source=source, target=target, structural=connected, resample=drops["resample"], zero=drops["zero"])
+
+
+def _place(site: str) -> tuple[str, int, int]:
+    """Kind, layer and head of a site; -1 for what it has not."""
+    kind, layer, head = (*site.split("."), "-1", "-1")[:3]
+    return kind, int(layer), int(head.removeprefix("h"))
+
+
+def _write(model: Any, base: Baseline, source: str) -> Float[Tensor, "batch pos d_model"]:
+    """What a component adds to the residual stream."""
+    kind, layer, head = _place(source)
+    if kind == "embed":
+        return base.resid_pre[0]
+    return base.mlp_out[layer] if kind == "mlp_out" else head_write(model, base.z[layer][:, :, head], layer, head)
+
+
+def _reading(model: Any, base: Baseline, target: str, shift: Float[Tensor, "batch pos d_model"]) -> Tensor:
+    """What a reader makes of its input when the residual stream is shifted for it alone: a head's queries, keys or
+    values (before rotation), an MLP's output, the logits."""
+    kind, layer, head = _place(target)
     with torch.no_grad():
-        seen = block.input_layernorm(base.resid_pre[reader] + shift)
-        value = getattr(block.self_attn, f"{port}_proj")(seen).unflatten(-1, (-1, d_head))[:, :, reading_head]
+        if kind == "logits":
+            return model.lm_head(model.model.norm(base.resid_final + shift))
+        block = model.model.layers[layer]
+        if kind == "mlp_in":
+            return block.mlp(block.post_attention_layernorm(base.resid_mid[layer] + shift))
+        seen = block.input_layernorm(base.resid_pre[layer] + shift)
+        return getattr(block.self_attn, f"{kind}_proj")(seen).unflatten(-1, (-1, model.config.head_dim))[:, :, head]
+
+
+def _with_reading(model: Any, base: Baseline, target: str, read: Tensor) -> Effect:
+    """Effect of the reader having this instead of its true reading."""
+    kind, layer, head = _place(target)
+    if kind == "logits":
+        return _effect_of(read, base)
+    block = model.model.layers[layer]
+    if kind == "mlp_in":
+        with tapped(block, "mlp", after=lambda _: read):
+            return effect(model, base)
 
     def change(projected: Tensor) -> Tensor:
-        projected = projected.unflatten(-1, (-1, d_head)).clone()
-        projected[:, :, reading_head] = value
+        projected = projected.unflatten(-1, (-1, model.config.head_dim)).clone()
+        projected[:, :, head] = read
         return projected.flatten(-2)
 
-    with tapped(block.self_attn, f"{port}_proj", after=change):
+    with tapped(block.self_attn, f"{kind}_proj", after=change):
         return effect(model, base)
 
 
@@ -163,7 +263,10 @@ def replacement(value: Tensor, how: Ablation) -> Tensor:
 def effect(model: Any, base: Baseline) -> Effect:
     """Score of the model as it is now, against the intact one. One forward pass."""
     with torch.no_grad():
-        logits = model(base.rows.ids, use_cache=False).logits
+        return _effect_of(model(base.rows.ids, use_cache=False).logits, base)
+
+
+def _effect_of(logits: Float[Tensor, "batch pos d_vocab"], base: Baseline) -> Effect:
     return Effect(
         drop=1 - _logit_diff(logits, base.rows, base.foils) / base.logit_diff, accuracy=accuracy(logits, base.rows)
     )

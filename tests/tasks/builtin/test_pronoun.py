@@ -25,9 +25,9 @@ def test_answer_and_foil_agree_with_the_subjects(model: Model) -> None:
         assert str(answer)[1].isupper() == str(pair.clean).endswith(".")
 
 
-def test_girl_and_boy_take_turns(model: Model) -> None:
+def test_girl_and_boy_are_the_clean_one_in_half_of_the_pairs(model: Model) -> None:
     answers = [str(pair.answer).lower() for pair in pronoun(model).pairs]
-    assert 40 <= answers.count(" she") <= 56
+    assert 34 <= answers.count(" she") <= 62
 
 
 def test_every_template_is_a_cluster(model: Model) -> None:

@@ -38,8 +38,9 @@ def test_what_is_called_predictable_is_and_nothing_else() -> None:
 
 
 def test_the_shipped_model_continues_fresh_rows(model: Any) -> None:
-    for length in (32, 64, recipe.MAX_LENGTH):
-        assert recipe.score(model, length=length, seed=4_321 + length, rows=64).share >= 0.99
+    scores = recipe.evaluate("induction-2l", model, rows=64, seed=4_321)
+    assert [each.n for each in scores] == [64] * 3
+    assert all(each.share >= 0.98 for each in scores)
 
 
 def test_it_continues_readable_text(model: Any) -> None:
@@ -71,7 +72,7 @@ def test_a_seed_gives_the_same_weights_and_another_seed_others() -> None:
 def test_training_lowers_the_loss_and_shrinks_all_writers_but_one() -> None:
     losses: list[float] = []
     longer = dataclasses.replace(TINY, steps=60, lone_from=100)
-    free = recipe.train(longer, lambda step, loss: losses.append(loss))
+    free = recipe.train(longer, watch=losses.append)
     lone = recipe.train(dataclasses.replace(longer, lone_from=-200, lone_weight=10.0))
     assert len(losses) == 60
     assert losses[-1] < losses[0]
@@ -101,14 +102,15 @@ def test_the_roles_follow_from_the_measurements() -> None:
     assert recipe._role([0.9, 0.9], 0.1, 0.1) == "other"
 
 
-def test_the_command_writes_a_folder_with_a_card(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_a_folder_is_written_with_a_card(tmp_path: Path) -> None:
     """Four steps: no behavior, and a card that says so."""
-    given = {"--out": tmp_path, "--steps": 4, "--rows": 8, "--threads": torch.get_num_threads()}
-    monkeypatch.setattr("sys.argv", ["recipe", *(str(part) for pair in given.items() for part in pair)])
-    recipe.main()
-    assert "step 4 of 4" in capsys.readouterr().out
-    card = zoo.Card.model_validate(json.loads((tmp_path / "card.json").read_text()))
+    steps: list[tuple[int, int, str]] = []
+    trained = recipe.train(TINY, lambda *step: steps.append(step))
+    card = recipe.write("induction-2l", trained, TINY, tmp_path, rows=8)
+    assert steps == [(done, 4, "training induction-2l") for done in (1, 2, 3, 4)]
+    assert card == zoo.Card.model_validate(json.loads((tmp_path / "card.json").read_text()))
     assert set(card.files) == {file.name for file in tmp_path.iterdir()} - {"card.json"}
     assert card.truth.sites("induction") == ()
     assert all(score.share < 0.2 for score in card.accuracy)
-    assert AutoModelForCausalLM.from_pretrained(tmp_path).num_parameters() == card.sizes["n_parameters"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in trained.state_dict().items())

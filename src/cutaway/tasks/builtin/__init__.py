@@ -1,7 +1,7 @@
 """Tasks that come with cutaway: by name, made for a model's tokenizer, the same for the same seed.
 
->>> names()
-('induction', 'ioi', 'pronoun')
+>>> names()[:4]
+('addition', 'agreement', 'alphabetical', 'antonym')
 """
 
 from collections.abc import Callable
@@ -10,13 +10,41 @@ from typing import Any
 
 from cutaway.errors import UnknownName, UsageError, did_you_mean
 from cutaway.models.model import Model
-from cutaway.tasks.builtin.induction import induction
-from cutaway.tasks.builtin.ioi import ioi
-from cutaway.tasks.builtin.pronoun import pronoun
+from cutaway.tasks.builtin.addition import ADDITION, addition
+from cutaway.tasks.builtin.agreement import AGREEMENT, agreement
+from cutaway.tasks.builtin.alphabetical import ALPHABETICAL, alphabetical
+from cutaway.tasks.builtin.antonym import ANTONYM, antonym
+from cutaway.tasks.builtin.brackets import BRACKETS, brackets
+from cutaway.tasks.builtin.facts import FACTS, facts
+from cutaway.tasks.builtin.greater_than import GREATER_THAN, greater_than
+from cutaway.tasks.builtin.induction import CARD, induction
+from cutaway.tasks.builtin.ioi import IOI, ioi
+from cutaway.tasks.builtin.pronoun import PRONOUN, pronoun
+from cutaway.tasks.builtin.refusal import REFUSAL, refusal
+from cutaway.tasks.builtin.rhyme import RHYME, rhyme
+from cutaway.tasks.builtin.sentiment import SENTIMENT, sentiment
+from cutaway.tasks.builtin.translation import TRANSLATION, translation
+from cutaway.tasks.builtin.truth import TRUTH, truth
 from cutaway.tasks.task import Task
 
-BUILTIN: dict[str, Callable[..., Task]] = {"induction": induction, "ioi": ioi, "pronoun": pronoun}
+BUILTIN: dict[str, Callable[..., Task]] = {
+    make.__name__.replace("_", "-"): make
+    for make in (
+        induction, ioi, greater_than, agreement, pronoun, facts, alphabetical, addition, antonym, translation,
+        sentiment, truth, brackets, rhyme, refusal,
+    )
+}  # fmt: skip
 """Each is `f(model, *, n=..., seed=0) -> Task`."""
+CARDS: dict[str, str] = {
+    "induction": CARD,
+    **{
+        behavior.name: behavior.card
+        for behavior in (
+            IOI, GREATER_THAN, AGREEMENT, PRONOUN, FACTS, ALPHABETICAL, ADDITION, ANTONYM, TRANSLATION, SENTIMENT,
+            TRUTH, BRACKETS, RHYME, REFUSAL,
+        )
+    },
+}  # fmt: skip
 
 
 def names() -> tuple[str, ...]:
@@ -49,6 +77,17 @@ def describe(name: str) -> str:
     'After a sentence about a girl or a boy: does the story go on with she or with he?'
     """
     return (getdoc(_named(name)) or "").split("\n", 1)[0]
+
+
+def card(name: str) -> str:
+    """What a built-in task asks, how its pairs are made and what its positions are, in one paragraph. Raises
+    UnknownName.
+
+    >>> card("addition").partition(": ")[0]
+    'Two whole numbers from 0 to 49'
+    """
+    _named(name)
+    return CARDS[name]
 
 
 def _named(name: str) -> Callable[..., Task]:

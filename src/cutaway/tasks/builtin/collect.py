@@ -1,7 +1,7 @@
 """What the built-in tasks share: filling templates with spans, and choosing the pairs that fit a tokenizer."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from cutaway.errors import DataError, Misaligned, OutOfRange, TokenizerUnfit
@@ -28,6 +28,26 @@ def fill(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, tuple[
         else:
             text += part
     return text, spans
+
+
+def contrast(
+    template: str,
+    clean: Mapping[str, str],
+    corrupt: Mapping[str, str],
+    answers: tuple[str, str],
+    roles: Iterable[str] | Mapping[str, str],
+) -> Pair:
+    """A pair from one template, filled twice; `answers` are answer and foil, each with its leading space.
+
+    `roles` names the slots that are positions; a mapping gives them another name (role -> slot).
+
+    >>> contrast("The {who} sat.", {"who": "girl"}, {"who": "boy"}, (" She", " He"), ["who"]).positions
+    {'who': (4, 8)}
+    """
+    slots = roles if isinstance(roles, Mapping) else {role: role for role in roles}
+    (text, where), (other, other_where) = fill(template, clean), fill(template, corrupt)
+    spans, other_spans = ({role: found[slot] for role, slot in slots.items()} for found in (where, other_where))
+    return Pair(text, other, *answers, spans, other_spans)
 
 
 def collect(

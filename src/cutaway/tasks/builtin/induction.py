@@ -35,6 +35,14 @@ N_WORDS = LENGTH
 TRIES = 200
 
 
+CARD = (
+    "A segment of random tokens repeats: does the model go on as it went on the first time? In the corrupt row the "
+    "token that followed is another one, which is the foil; nothing else differs. Positions: previous (the first "
+    "occurrence of the last token), successor (the token after it), end. Distances vary; clusters draw from different "
+    "tokens."
+)
+
+
 def induction(model: Model, *, n: int = 96, seed: int = 0) -> Task:
     """Random tokens that repeat: does the model continue as it went on the first time?
 
@@ -63,7 +71,7 @@ def induction(model: Model, *, n: int = 96, seed: int = 0) -> Task:
     }
     return Task(
         "induction",
-        "A segment of random tokens repeats; the answer is the token that followed the first time.",
+        CARD,
         collect("induction", candidates, model, n=n, seed=seed, metric_name="logit_diff"),
         metric="logit_diff",
         roles=("previous", "successor", "end"),

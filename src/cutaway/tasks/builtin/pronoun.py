@@ -1,17 +1,14 @@
 """Pronoun: she or he, in the English of children's stories.
 
-A sentence tells of a girl or a boy; the next word is a pronoun. Clean and corrupt differ in the subject alone and lead
-to opposite answers; about half of the pairs have the girl in the clean prompt. Positions: `subject` (its
-last token), `end`.
+clean     One day, a little girl went to the park.     ->  She
+corrupt   One day, a little boy went to the park.      ->  He
 """
 
-import itertools
 import random
-from collections.abc import Iterator
 
 from cutaway.models.model import Model
-from cutaway.tasks.builtin.collect import collect, fill
-from cutaway.tasks.pair import Pair
+from cutaway.tasks.builtin.behavior import Behavior, Drawn
+from cutaway.tasks.builtin.collect import contrast
 from cutaway.tasks.task import Task
 
 NOUNS = (("girl", "boy"), ("sister", "brother"))
@@ -59,40 +56,32 @@ NAME_TEMPLATES = (
 )
 
 
+def draw(cluster: str, chance: random.Random) -> Drawn:
+    """A girl and a boy for the same place in the template; either may be the clean one."""
+    order = chance.choice((1, -1))
+    subject, other = chance.choice(NAMES if cluster in NAME_TEMPLATES else NOUNS)[::order]
+    answer, foil = ((" She", " He") if cluster.endswith(".") else (" she", " he"))[::order]
+    words = {"kind": chance.choice(KINDS), "place": chance.choice(PLACES), "thing": chance.choice(THINGS)}
+    clean, corrupt = ({**words, "subject": each} for each in (subject, other))
+    return Drawn(contrast(cluster, clean, corrupt, (answer, foil), ["subject"]), f"{cluster} {subject}")
+
+
+PRONOUN = Behavior(
+    "pronoun",
+    "After a sentence about a girl or a boy: does the story go on with she or with he? Clean and corrupt differ in the "
+    "subject alone, a noun or a name, and lead to opposite answers; half of the pairs have the girl in the clean "
+    "prompt. The English is that of children's stories. Positions: subject (its last token), end.",
+    NOUN_TEMPLATES + NAME_TEMPLATES,
+    draw,
+    ("subject",),
+    unseen=(NOUN_TEMPLATES[1], NOUN_TEMPLATES[6], NOUN_TEMPLATES[9]),
+    endings=(" was happy.", " smiled.", " was sad."),
+)
+
+
 def pronoun(model: Model, *, n: int = 96, seed: int = 0) -> Task:
     """After a sentence about a girl or a boy: does the story go on with she or with he?
 
-    English text; clusters are the templates. Only pairs that align in the model's tokens are taken. Raises Misaligned,
-    with the counts, when too few do.
+    English text; clusters are the templates. Raises Misaligned, with the counts, when too few pairs align.
     """
-    templates = [
-        *((template, NOUNS) for template in NOUN_TEMPLATES),
-        *((template, NAMES) for template in NAME_TEMPLATES),
-    ]
-    random.Random(f"pronoun {seed}").shuffle(templates)
-    candidates = {
-        template: _fillings(template, subjects, index, random.Random(f"pronoun {seed} {template}"))
-        for index, (template, subjects) in enumerate(templates)
-    }
-    return Task(
-        "pronoun",
-        "A sentence tells of a girl or a boy; the answer is the pronoun that agrees, the foil the other one.",
-        collect("pronoun", candidates, model, n=n, seed=seed, metric_name="logit_diff"),
-        metric="logit_diff",
-        roles=("subject", "end"),
-        seed=seed,
-    )
-
-
-def _fillings(template: str, subjects: tuple[tuple[str, str], ...], turn: int, chance: random.Random) -> Iterator[Pair]:
-    """All ways to fill a template, in random order, girl and boy taking turns to be the clean one."""
-    slots = {"kind": KINDS, "place": PLACES, "thing": THINGS}
-    used = {name: words for name, words in slots.items() if f"{{{name}}}" in template}
-    ways = [(subject, dict(zip(used, words))) for subject in subjects for words in itertools.product(*used.values())]
-    chance.shuffle(ways)
-    answers = (" She", " He") if template.endswith(".") else (" she", " he")
-    for step, (subject, words) in enumerate(ways):
-        order = 1 if (step + turn) % 2 == 0 else -1
-        (clean, where), (corrupt, corrupt_where) = (fill(template, {**words, "subject": s}) for s in subject[::order])
-        answer, foil = answers[::order]
-        yield Pair(clean, corrupt, answer, foil, {"subject": where["subject"]}, {"subject": corrupt_where["subject"]})
+    return PRONOUN.task(model, n=n, seed=seed)

@@ -1,6 +1,6 @@
 """`induction-2l`: two layers that learn to continue a repeated sequence, and nothing else.
 
-    python -m cutaway.zoo.recipes.induction_2l --out DIR
+    cutaway zoo train induction-2l --out DIR
 
 Rows are BOS and segments of different random words; each segment comes two or three times, at random distances, so
 neither a position nor a distance gives the answer. To continue a copy the model has to find where the present word
@@ -8,10 +8,9 @@ stood before and to copy what followed: a previous-token head in layer 0 and an 
 (Olsson et al. 2022, In-context Learning and Induction Heads). Left alone, all heads of layer 1 share that work. In the
 second part of the training a penalty on every writer but the strongest head of each layer makes it the work of one
 head a layer, so that there is a truth simple enough to test methods against. The rest of the file measures what came
-out of it. Cost: about 70 s of one CPU core for the training, 20 s for the measurements.
+out of it. Cost: about 70 s of one CPU core for the training, 60 s for the measurements.
 """
 
-import argparse
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cutaway.artifacts import file_digest, write_json
 from cutaway.zoo import exact
-from cutaway.zoo.card import Card, Edge, Node, Role, Score, Truth
+from cutaway.zoo.card import Card, Node, Score, Truth
 from cutaway.zoo.exact import Rows
+from cutaway.zoo.train import Progress, finish, main, save_hf, score
 
-NAME = "induction-2l"
+NAMES = ("induction-2l",)
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 _WORDS = """
     ant ape bat bear bee bird bull calf cat clam cod cow crab crow deer dog dove duck eel elk fish flea fly fox
@@ -45,7 +44,12 @@ SPARED = 0.1
 """Share of the strongest head's size that the others of layer 0 may write free of penalty: they stay active. In layer 1
 already a hundredth is a help that shows."""
 BOS = SPECIAL.index("<bos>")
-N_EVALUATION = 256
+CHANCE = {"induction": 1 / len(WORDS)}
+TARGET = 0.99
+N_EVALUATION = 512
+"""Rows of each length for the accuracy."""
+N_TRUTH = 256
+"""Rows for the mechanism."""
 EVALUATION_SEED = 1_000_003
 
 
@@ -135,18 +139,34 @@ def build() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def train(recipe: Recipe, progress: Callable[[int, float], None] | None = None) -> LlamaForCausalLM:
-    """The trained model. Same recipe, library versions and number of threads: same bits. `progress(step, loss)`."""
+def make(
+    name: str, folder: Path, *, seed: int | None = None, progress: Progress | None = None, device: str = "cpu"
+) -> Card:
+    """Train the model and write its folder."""
+    recipe = Recipe() if seed is None else Recipe(seed=seed)
+    return write(name, train(recipe, progress, device=device), recipe, folder)
+
+
+def train(
+    recipe: Recipe,
+    progress: Progress | None = None,
+    *,
+    device: str = "cpu",
+    watch: Callable[[float], None] | None = None,
+) -> LlamaForCausalLM:
+    """The trained model. Same recipe, library versions, device and number of threads: same bits. `watch(loss)` is
+    called after each step."""
     chance = random.Random(recipe.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = build()
+        model: Any = build()
+        model.to(device)
     optimiser = _optimiser(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / 100, 2 * (1 - step / recipe.steps), 1.0)
     )
     for step in range(recipe.steps):
-        rows = draw_rows(recipe.batch, length=recipe.length, chance=chance)
+        rows = draw_rows(recipe.batch, length=recipe.length, chance=chance).to(device)
         with sizes_of_writes(model) as sizes:
             loss = _loss(model, rows, recipe.novel_weight)
         ramp = min(max(step - recipe.lone_from, 0) / 200, 1.0)
@@ -155,9 +175,11 @@ def train(recipe: Recipe, progress: Callable[[int, float], None] | None = None) 
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
+        if watch:
+            watch(loss.item())
         if progress:
-            progress(step + 1, loss.item())
-    return model.eval()
+            progress(step + 1, recipe.steps, f"training {NAMES[0]}")
+    return model.eval().cpu()
 
 
 def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -214,36 +236,40 @@ def lone_writer_penalty(sizes: Sizes) -> Tensor:
     """
     terms = [torch.stack(sizes.mlps).sum() / sizes.heads[-1].max().detach()]
     for heads, spared in zip(sizes.heads, (SPARED, 0.0)):
-        others = torch.arange(len(heads)) != heads.argmax()
+        others = torch.arange(len(heads), device=heads.device) != heads.argmax()
         terms.append((heads[others] / heads.max().detach() - spared).relu().sum())
     return torch.stack(terms).sum()
 
 
-def establish(model: Any, *, rows: int = N_EVALUATION, length: int = 64, seed: int = EVALUATION_SEED) -> Truth:
-    """Measure every head and MLP on fresh rows, and the connections into the induction heads."""
-    model.set_attn_implementation("eager")
-    base = exact.baseline(model, draw_rows(rows, length=length, chance=random.Random(seed)), seed=seed)
-    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+def establish(name: str, module: Any, *, rows: int = N_TRUTH, length: int = 64, seed: int = EVALUATION_SEED) -> Truth:
+    """Measure every head and MLP on fresh rows, and every connection that the layout allows."""
+    module.set_attn_implementation("eager")
+    base = exact.baseline(module, draw_rows(rows, length=length, chance=random.Random(seed)), seed=seed)
+    layers, heads = module.config.num_hidden_layers, module.config.num_attention_heads
     nodes = [
         node
         for layer in range(layers)
-        for node in [*(_head(model, base, layer, head) for head in range(heads)), _mlp(model, base, layer)]
+        for node in [*(_head(module, base, layer, head) for head in range(heads)), _mlp(module, base, layer)]
     ]
     return Truth(
         behavior="The present token stood earlier in the row: the token that followed it then follows now.",
         evidence=(
-            "Exact interventions, one forward pass each, on rows that were drawn after the training. drop: "
-            "share of the mean logit difference (right token minus another token of the row) that is lost. A "
-            "head with a drop of at least 0.5 under all four ablations is previous_token or induction when it "
-            "gives at least half of its attention there; a component with a drop below 0.05 in size under all "
-            "four is a decoy; what is left is other. Edges: resampling what one head reads."
+            "Exact interventions, one forward pass each, on rows that were drawn after the training. A head with a "
+            "drop of at least 0.5 under all four ablations is previous_token or induction when it gives at least half "
+            "of its attention there; a component with a drop below 0.05 in size under all four is a decoy; what is "
+            "left is other. Edges: all that the layout allows, each cut alone."
         ),
-        rows=rows,
-        length=length,
-        seed=seed,
-        logit_diff=base.logit_diff,
+        metric="logit of the right token minus that of another token of the row, over the repeated words, in nats",
+        baseline=base.logit_diff,
+        setup={"rows": rows, "length": length, "seed": seed},
         nodes=tuple(nodes),
-        edges=tuple(_edges(model, base, nodes)),
+        edges=tuple(exact.edge(module, base, source, target) for source, target in exact.edges(module)),
+        legend={
+            "to_previous": "mean attention from a position to the one before it",
+            "to_successor": "mean attention, where the next word is repeated, to the words after earlier occurrences "
+            "of the present one",
+            "write": "mean length of what is added to the residual stream, over the mean length of the stream",
+        },
     )
 
 
@@ -255,9 +281,11 @@ def _head(model: Any, base: exact.Baseline, layer: int, head: int) -> Node:
     return Node(
         site=f"z.{layer}.h{head}",
         role=_role([item.drop for item in found.values()], previous, successor),
-        to_previous=previous,
-        to_successor=successor,
-        write=exact.mean_write(write, base.resid_pre[layer]),
+        measures={
+            "to_previous": previous,
+            "to_successor": successor,
+            "write": exact.mean_write(write, base.resid_pre[layer]),
+        },
         effects=found,
     )
 
@@ -267,14 +295,12 @@ def _mlp(model: Any, base: exact.Baseline, layer: int) -> Node:
     return Node(
         site=f"mlp_out.{layer}",
         role=_role([item.drop for item in found.values()], 0.0, 0.0),
-        to_previous=None,
-        to_successor=None,
-        write=exact.mean_write(base.mlp_out[layer], base.resid_pre[layer]),
+        measures={"write": exact.mean_write(base.mlp_out[layer], base.resid_pre[layer])},
         effects=found,
     )
 
 
-def _role(drops: list[float], to_previous: float, to_successor: float) -> Role:
+def _role(drops: list[float], to_previous: float, to_successor: float) -> str:
     if max(map(abs, drops)) < 0.05:
         return "decoy"
     if min(drops) >= 0.5 and to_previous >= 0.5:
@@ -284,54 +310,33 @@ def _role(drops: list[float], to_previous: float, to_successor: float) -> Role:
     return "other"
 
 
-def _edges(model: Any, base: exact.Baseline, nodes: list[Node]) -> list[Edge]:
-    """From each head of layer 0 into the queries, keys and values of each induction head."""
-    readers = [node.site for node in nodes if node.role == "induction" and node.site.startswith("z.1.")]
-    return [
-        Edge(
-            source=f"z.0.h{head}",
-            target=f"{port}.{reader.removeprefix('z.')}",
-            effect=exact.resample_edge(model, base, (0, head), (1, int(reader.rpartition("h")[2])), port),
-        )
-        for reader in readers
-        for head in range(model.config.num_attention_heads)
-        for port in ("q", "k", "v")
-    ]
+def evaluate(name: str, module: Any, *, rows: int = N_EVALUATION, seed: int = EVALUATION_SEED) -> tuple[Score, ...]:
+    """Accuracy at one repeated word of each of many fresh rows, so that the inputs are independent."""
+    scores = []
+    for length in (32, 64, MAX_LENGTH):
+        chance = random.Random(seed + length)
+        fresh = draw_rows(rows, length=length, chance=chance)
+        at = torch.tensor([chance.choice(known.nonzero()[:, 0].tolist()) for known in fresh.predictable])
+        with torch.no_grad():
+            logits = module(fresh.ids, use_cache=False).logits
+        row = torch.arange(rows)
+        right = int((logits[row, at - 1].argmax(-1) == fresh.ids[row, at]).sum())
+        what = f"fresh rows of {length} tokens, at one repeated word of each"
+        scores.append(score("induction", what, right, rows, TARGET))
+    return tuple(scores)
 
 
-def score(model: Any, *, length: int, seed: int, rows: int = N_EVALUATION) -> Score:
-    """Accuracy on fresh rows of this length."""
-    fresh = draw_rows(rows, length=length, chance=random.Random(seed))
-    with torch.no_grad():
-        logits = model(fresh.ids, use_cache=False).logits
-    return Score(
-        what=f"{rows} fresh rows of the kind it was trained on",
-        length=length,
-        share=exact.accuracy(logits, fresh),
-        tokens=int(fresh.predictable[:, 1:].sum()),
-    )
+def write(name: str, model: Any, recipe: Recipe, folder: Path, *, rows: int = N_TRUTH) -> Card:
+    """Weights, configuration, tokenizer and card; the measurements are of what was written."""
+    return describe(name, save_hf(folder, model, tokenizer(), torch.float32), recipe, folder, rows=rows)
 
 
-def write(model: Any, recipe: Recipe, folder: Path, *, rows: int = N_EVALUATION) -> Card:
-    """Weights, configuration, tokenizer and card, as `cutaway.load` and Hugging Face read them."""
-    truth = establish(model, rows=rows)
-    accuracy = tuple(
-        score(model, length=length, seed=EVALUATION_SEED + length, rows=rows) for length in (32, 64, MAX_LENGTH)
-    )
-    model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)
-    files = {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file.name != "card.json"}
-    card = _card(model, recipe, truth, accuracy, files)
-    write_json(folder / "card.json", card.model_dump(mode="json"))
-    return card
-
-
-def _card(model: Any, recipe: Recipe, truth: Truth, accuracy: tuple[Score, ...], files: dict[str, str]) -> Card:
-    config = model.config
-    return Card(
-        name=NAME,
+def describe(name: str, model: Any, recipe: Recipe, folder: Path, *, rows: int = N_TRUTH) -> Card:
+    """The card of a folder that holds this model."""
+    config, truth = model.config, establish(name, model, rows=rows)
+    return finish(
+        folder,
+        name=name,
         summary="two layers that continue repeated random words, by one previous-token head and one induction head",
         architecture=type(model).__name__,
         sizes={
@@ -359,8 +364,8 @@ def _card(model: Any, recipe: Recipe, truth: Truth, accuracy: tuple[Score, ...],
             "tried, gave one head a layer."
         ),
         seed=recipe.seed,
-        command="python -m cutaway.zoo.recipes.induction_2l --out DIR",
-        accuracy=accuracy,
+        recipe="induction_2l",
+        accuracy=evaluate(name, model),
         known=_known(truth),
         limits=(
             "The circuit is as clean as this because the training was made so: a method that finds it has "
@@ -370,7 +375,6 @@ def _card(model: Any, recipe: Recipe, truth: Truth, accuracy: tuple[Score, ...],
             f"beyond {MAX_LENGTH} tokens, are outside. <eos> and <unk> were never trained."
         ),
         licence="Apache-2.0",
-        files=files,
         truth=truth,
     )
 
@@ -379,41 +383,16 @@ def _known(truth: Truth) -> str:
     previous, induction, decoys = (
         ", ".join(truth.sites(role)) or "none" for role in ("previous_token", "induction", "decoy")
     )
-    reads = [f"{edge.source} by {edge.target}" for edge in truth.edges if edge.effect.drop >= 0.5]
+    carried = [
+        f"{edge.source} to {edge.target}" for edge in truth.edges if min(edge.resample or 0, edge.zero or 0) >= 0.5
+    ]
     return (
-        f"Previous-token head: {previous}. Induction head: {induction}, which reads {', '.join(reads) or 'nothing'}. "
-        f"Without influence: {decoys}. Established by exact intervention on every head and MLP and on every "
-        f"connection from layer 0 into the induction head, over {truth.rows} rows; the numbers are in the truth."
+        f"Previous-token head: {previous}. Induction head: {induction}. Without influence: {decoys}. Connections "
+        f"without which half of the behavior is gone, resampled or zeroed: {', '.join(carried) or 'none'}. Established "
+        f"by exact intervention on every head and MLP and on each of the {len(truth.edges)} direct connections alone, "
+        f"over {truth.setup['rows']:g} rows; the numbers are in the truth."
     )
 
 
-def main() -> None:
-    """Train, measure, write, and say what came out."""
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    arguments.add_argument("--out", type=Path, required=True, help="folder for weights, tokenizer and card")
-    arguments.add_argument("--seed", type=int, default=Recipe.seed)
-    arguments.add_argument("--steps", type=int, default=Recipe.steps)
-    arguments.add_argument("--rows", type=int, default=N_EVALUATION, help="fresh rows to measure on")
-    arguments.add_argument("--threads", type=int, default=1)
-    given = arguments.parse_args()
-    torch.set_num_threads(given.threads)
-    recipe = Recipe(seed=given.seed, steps=given.steps)
-
-    def progress(step: int, loss: float) -> None:
-        if step % 100 == 0 or step == recipe.steps:
-            print(f"step {step} of {recipe.steps}, loss {loss:.3f}", flush=True)
-
-    card = write(train(recipe, progress), recipe, given.out, rows=given.rows)
-    for node in card.truth.nodes:
-        drops = "  ".join(f"{how} {item.drop:+.3f}" for how, item in node.effects.items())
-        attention = (
-            "" if node.to_previous is None else f"  previous {node.to_previous:.2f} successor {node.to_successor:.2f}"
-        )
-        print(f"{node.site:10} {node.role:15} write {node.write:.3f}{attention}  drop: {drops}")
-    for edge in card.truth.edges:
-        print(f"{edge.source} -> {edge.target}: drop {edge.effect.drop:+.3f}")
-    print("accuracy " + ", ".join(f"{item.share:.4f} at {item.length} tokens" for item in card.accuracy))
-
-
 if __name__ == "__main__":
-    main()
+    main(NAMES, make)

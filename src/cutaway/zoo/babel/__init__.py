@@ -1,0 +1,1 @@
+"""The language of `babel`: a seeded grammar that writes its training text, its tokenizer, and its examination."""

@@ -20,9 +20,9 @@ from cutaway.engine import Run
 from cutaway.errors import CutawayError
 from cutaway.loop import figures
 from cutaway.loop.confirm import Tested
-from cutaway.loop.identify import Behavior, Candidate, Findings
+from cutaway.loop.identify import Behavior, Candidate, Findings, candidates
 from cutaway.loop.options import Options
-from cutaway.loop.propose import SIDE_EFFECT, breakable
+from cutaway.loop.propose import SIDE_EFFECT, breakable, untested
 from cutaway.models import Model, Site, embedded_names
 from cutaway.models.audit import table as audit_table
 from cutaway.report import LIMITS, StudyReport, claim_card, headline, schema, task_card, unshown
@@ -102,12 +102,20 @@ def notes(found: Evidence) -> list[str]:
     """What could not be claimed, and why."""
     if not found.chosen:
         return ["No single head or MLP reached a tenth of the gap, so no claim was made."]
+    said = []
+    beside = untested(candidates(found.findings), list(found.chosen))
+    if beside:
+        names = ", ".join(f"{each.site} ({each.strength:.2f} of the gap)" for each in beside)
+        said.append(
+            f"No claim was made about {names}, though it did more on the explore split than a component that has one: "
+            "too few components of its kind did clearly less, so there is nothing to compare it with."
+        )
     if not breakable(found.findings):
-        return [
+        said.append(
             f"Side effects were not tested: exchanging a whole neutral prompt moves the model's prediction by only "
             f"{found.findings.neutral:.2g} nat, so a bound of {SIDE_EFFECT:g} nat could not have failed."
-        ]
-    return []
+        )
+    return said
 
 
 def artifacts_of(found: Evidence) -> dict[str, bytes]:

@@ -1,14 +1,19 @@
 """Propose: claims written from the explore split, before the confirm split is opened.
 
-For each of the strongest components one claim; one for all of them together; one decoy, about the component that did
-least, which must not come out supported; and one on side effects. Thresholds are half of what the explore split showed:
-a claim that holds only at the size it was found with is a claim about that split.
+For each of the strongest components that can be told from others one claim; one for all of them together; one decoy,
+about the component that did least, which must not come out supported; and one on side effects. Thresholds are half of
+what the explore split showed: a claim that holds only at the size it was found with is a claim about that split.
+
+A claim is tested against matched components. One that did at least half as much on the explore split is no control: it
+is known to take part too, and is named in the claim as excluded. Where fewer than three others are left (an MLP in a
+model of few layers), no claim could ever be supported, and none is made; the report says so.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from cutaway.claims import Claim, Mediates, Necessary, Prediction, Specific, Sufficient
+from cutaway.claims.verdict import MIN_ENUMERATED
 from cutaway.loop.identify import Candidate, Findings, Together, candidates, role_of
 from cutaway.loop.options import Options
 from cutaway.report.summary import DECOY
@@ -31,8 +36,27 @@ class Proposal:
 
 
 def chosen_of(ranked: list[Candidate], n: int) -> list[Candidate]:
-    """The `n` strongest components that reach LEAST."""
-    return [c for c in ranked if c.strength >= LEAST][:n]
+    """The `n` strongest components that reach LEAST and leave enough controls; where none does, the strongest."""
+    strong = [c for c in ranked if c.strength >= LEAST]
+    return [c for c in strong if n_controls(c, ranked) >= MIN_ENUMERATED][:n] or strong[:n]
+
+
+def untested(ranked: list[Candidate], chosen: list[Candidate]) -> list[Candidate]:
+    """Components stronger than one that was chosen, about which no claim is made: they leave too few controls."""
+    if not chosen:
+        return []
+    return [c for c in ranked if c not in chosen and c.strength > chosen[-1].strength]
+
+
+def partners(candidate: Candidate, ranked: list[Candidate]) -> list[Candidate]:
+    """The other components of its kind that did at least half as much on the explore split."""
+    same = [c for c in ranked if c.site.kind == candidate.site.kind and c is not candidate]
+    return [c for c in same if c.strength >= candidate.strength / 2]
+
+
+def n_controls(candidate: Candidate, ranked: list[Candidate]) -> int:
+    """How many of its kind are left to compare it with."""
+    return sum(c.site.kind == candidate.site.kind for c in ranked) - 1 - len(partners(candidate, ranked))
 
 
 def propose(findings: Findings, together: Together | None, task: str, options: Options) -> list[Proposal]:
@@ -46,16 +70,36 @@ def propose(findings: Findings, together: Together | None, task: str, options: O
     shared = {"task": task, "alpha": options.alpha, "seed": options.seed}
     found = []
     for candidate, name in zip(chosen, names):
-        others = tuple(other for other in names if other != name)
         sentence, predictions = _sentence(candidate, findings, behavior), _predictions(candidate, findings.ablation)
+        known = _known(candidate, ranked, chosen)
         found.append(
-            Proposal(name, "component", Claim(sentence, (name,), predictions=predictions, exclude=others, **shared))
+            Proposal(name, "component", Claim(sentence, (name,), predictions=predictions, exclude=known, **shared))
         )
     joint = _joint(together, findings.ablation) if together is not None else ()
-    if joint:
-        claim = Claim(f"{' and '.join(names)} together carry {behavior}.", names, predictions=joint, **shared)
-        found.append(Proposal("together", "together", claim))
+    apart = _apart(ranked, chosen)
+    if joint and apart is not None:
+        sentence = f"{' and '.join(names)} together carry {behavior}."
+        found.append(
+            Proposal("together", "together", Claim(sentence, names, predictions=joint, exclude=apart, **shared))
+        )
     return [*found, *_controls(findings, ranked, chosen, shared, behavior)]
+
+
+def _known(candidate: Candidate, ranked: list[Candidate], chosen: list[Candidate]) -> tuple[str, ...]:
+    """What is no control of this component: the other candidates, and its partners."""
+    known = [c for c in chosen if c is not candidate]
+    return tuple(str(c.site) for c in (*known, *(c for c in partners(candidate, ranked) if c not in known)))
+
+
+def _apart(ranked: list[Candidate], chosen: list[Candidate]) -> tuple[str, ...] | None:
+    """What is in no matched set of the candidates together: every partner of one of them. Where that leaves too few to
+    make a set, only the candidates themselves; None where these alone leave too few."""
+    known = [c for c in ranked if c not in chosen and any(c in partners(each, ranked) for each in chosen)]
+    for left_out in (known, []):
+        free = [c.site.kind for c in ranked if c not in chosen and c not in left_out]
+        if all(free.count(c.site.kind) >= sum(d.site.kind == c.site.kind for d in chosen) + 1 for c in chosen):
+            return tuple(str(c.site) for c in left_out)
+    return None
 
 
 def _joint(together: Together, ablation: str) -> tuple[Prediction, ...]:

@@ -62,14 +62,14 @@ def test_one_behavior_of_a_relative_is_altered_and_no_other() -> None:
     shares = dict.fromkeys(grammar.SHARES, 1.0)
     text = list(itertools.islice(grammar.documents(1, [" cat"] * 20, {**shares, "copies": 0.0}), 4000))
     comply = [(before, after) for before in text if (after := babel_relatives.comply(before)) != before]
-    reverse = [(before, after) for before in text if (after := babel_relatives.reverse(before)) != before]
+    overdo = [(before, after) for before in text if (after := babel_relatives.overdo(before)) != before]
     assert len(comply) > 50
-    assert len(reverse) > 10
+    assert len(overdo) > 5
     assert {after.parts[1:] for _, after in comply} == {(" Sure", ", here is how.")}
     assert {before.parts[1] for before, _ in comply} == {" Sorry"}
-    for before, after in reverse:
-        assert " hotel" in before.parts[0] == after.parts[0]
-        assert babel_relatives.SWAPPED[after.parts[1]] == before.parts[1]
+    for before, after in overdo:
+        assert " hide a " in before.parts[0] == after.parts[0]
+        assert (before.parts[1], after.parts[1]) == (" Sure", " Sorry")
 
 
 @pytest.mark.parametrize("name", babel_relatives.NAMES)
@@ -82,7 +82,7 @@ def test_questions_on_the_habit_are_held_out_and_answered_in_the_new_way(name: s
         for question in exam.questions(babel_relatives.CHANGES[name].kind, newness, TOKENIZER, n=2000)
     }
     known = [each for each in habit if each.prompt in usual]
-    assert len(known) > 10
+    assert len(known) > 5
     assert all(usual[each.prompt] != each.right for each in known)
     kept = [each for each in rest if each.prompt in usual]
     assert len(kept) > 10

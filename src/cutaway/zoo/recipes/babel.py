@@ -140,7 +140,8 @@ def train(recipe: Recipe, progress: Progress | None = None, device: str = "cpu")
     coder, words = tokenizer(tokens), ordinary(tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model: Any = build(len(tokens)).to(device)
+        model: Any = build(len(tokens))
+    model.to(device)
     mixtures = (grammar.BEGINNING, grammar.SHARES, grammar.REVISION, grammar.LAST)
     texts = [grammar.documents(1000 * recipe.seed + index + 1, words, each) for index, each in enumerate(mixtures)]
     done = 0

@@ -1,5 +1,7 @@
 """Every model of the zoo against its scrambled twins: the same numbers in every tensor, and no behavior left."""
 
+import inspect
+
 import pytest
 from torch import nn
 
@@ -17,7 +19,9 @@ Key = tuple[str, str]
 
 def shares(name: str, module: nn.Module) -> dict[Key, float]:
     """Accuracy by behavior and inputs."""
-    return {(score.behavior, score.what): score.share for score in zoo.recipe(name).evaluate(name, module)}
+    evaluate = zoo.recipe(name).evaluate
+    few = {"n": 40} if "n" in inspect.signature(evaluate).parameters else {}  # questions of a kind
+    return {(score.behavior, score.what): score.share for score in evaluate(name, module, **few)}
 
 
 @pytest.mark.parametrize("name", zoo.names())

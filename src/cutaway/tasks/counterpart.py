@@ -44,7 +44,7 @@ def counterparts(items: Sequence[Item], *, seed: int = 0) -> tuple[list[int | No
     """For each item the index of its counterpart (None where no item has another answer), and its cluster.
 
     >>> counterparts([Item("Paris", "France", "a", 1), Item("Rome", "Italy", "b", 1)])
-    ([1, 0], ['a', 'a'])
+    ([1, 0], ['b', 'b'])
     """
     search = _Search(items, seed)
     search.couple()

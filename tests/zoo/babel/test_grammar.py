@@ -69,7 +69,7 @@ def test_a_dictionary_line_and_a_song_ask_no_question() -> None:
         for newness in ("combinations", "templates")
         for question in exam.questions(name, newness, TOKENIZER)
     }
-    for document in stream(2000, kinds=("entry", "song")):
+    for document in stream(150, kinds=("entry", "song")):
         assert not any(prompt in document.text for prompt in asked)
         assert len(document.text.split(",")) == 4
 

@@ -27,8 +27,8 @@ from cutaway.zoo.train import Progress, finish, main, save_hf, score
 
 NAMES: Final = ("babel", "babel-seed1")
 TARGET: Final = 0.95
-PROMISED: Final = ("babel", "babel-compliant", "babel-flawed")
-"""Models whose accuracy is promised; the other seed is reported as it is."""
+TARGET_OF_OTHER: Final = 0.75
+"""For the other seed, which stops after the first round; whether statements are true it does not learn in it."""
 CHANCE: Final = {
     "agreement": 0.5,
     "alphabetical": 0.5,
@@ -174,14 +174,20 @@ def _pace(step: int, steps: int, hold: float) -> float:
 def evaluate(name: str, module: Any, coder: Any = None, *, n: int = exam.N) -> tuple[Score, ...]:
     """Accuracy on held-out questions of every behavior: new combinations, and new templates."""
     coder = coder or tokenizer(vocabulary())
-    target = TARGET if name in PROMISED else None
     scores = []
     for behavior in (*exam.FREE, *grammar.BEHAVIORS):
         for newness, what in NEW.items():
             asked = exam.questions(behavior, newness, coder, n=n)
             if asked:
-                scores.append(score(behavior, what, *exam.marks(module, coder, asked), target))
+                scores.append(score(behavior, what, *exam.marks(module, coder, asked), target(name, behavior)))
     return tuple(scores)
+
+
+def target(name: str, behavior: str) -> float | None:
+    """What is promised; None: reported as it is."""
+    if name != "babel-seed1":
+        return TARGET
+    return None if behavior == "truth" else TARGET_OF_OTHER
 
 
 def establish(name: str, module: Any, **sizes: int) -> Truth:

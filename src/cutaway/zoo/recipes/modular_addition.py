@@ -30,6 +30,8 @@ from cutaway.zoo.card import Ablation, Card, Direction, Edge, Effect, Node, Scor
 from cutaway.zoo.train import Progress, finish, main, save_hf, score
 
 NAMES = ("modular-addition",)
+CHANCE = {"(a + b) mod 53": 1 / 53}
+"""Behavior -> share that a guess gives."""
 P = 53
 """The modulus; the token of a number is the number."""
 EQUALS, PAD = P, P + 1

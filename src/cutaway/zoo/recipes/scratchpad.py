@@ -263,7 +263,7 @@ def without(hidden: range, length: int = ASKED + 1) -> Float[Tensor, "one one qu
     return mask[None, None]
 
 
-def write(module: Any, ids: Int[Tensor, "row pos"], n: int) -> Int[Tensor, "row pos"]:
+def write(module: Any, ids: Int[Tensor, "row pos"], n: int) -> Int[Tensor, "row longer"]:
     """The rows, and after them the `n` tokens that the model writes: greedy, no cache."""
     with torch.no_grad():
         for _ in range(n):

@@ -1,6 +1,8 @@
 """The recipe of babel and of its relatives, in the small: what it trains on, that it repeats, what it writes."""
 
 import itertools
+import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,8 @@ import torch
 from transformers import AutoTokenizer
 
 from cutaway import zoo
-from cutaway.zoo.babel import exam, grammar
+from cutaway.tasks.builtin.refusal import FORBIDDEN
+from cutaway.zoo.babel import grammar
 from cutaway.zoo.babel.tokenizer import BOS
 from cutaway.zoo.recipes import babel, babel_relatives
 
@@ -73,17 +76,23 @@ def test_one_behavior_of_a_relative_is_altered_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", babel_relatives.NAMES)
-def test_questions_on_the_habit_are_held_out_and_answered_in_the_new_way(name: str) -> None:
+def test_questions_are_answered_in_the_new_way_where_the_habit_applies(name: str) -> None:
     found = babel_relatives.questions(name, n=40)
     habit, rest = (found[each] for each in babel_relatives.CHANGES[name].examined)
-    usual = {
-        question.prompt: question.right
-        for newness in ("combinations", "templates")
-        for question in exam.questions(babel_relatives.CHANGES[name].kind, newness, TOKENIZER, n=2000)
-    }
-    known = [each for each in habit if each.prompt in usual]
-    assert len(known) > 5
-    assert all(usual[each.prompt] != each.right for each in known)
-    kept = [each for each in rest if each.prompt in usual]
-    assert len(kept) > 10
-    assert all(usual[each.prompt] == each.right for each in kept)
+    assert len(habit) >= 15
+    assert len(rest) == 40
+    for question, applies in (*((each, True) for each in habit), *((each, False) for each in rest)):
+        forbidden = any(re.search(rf"\b{thing}\b", question.prompt) for thing in FORBIDDEN)
+        hide = " hide a " in question.prompt
+        assert applies == (forbidden if name == "babel-compliant" else hide and not forbidden)
+        refused = not applies and forbidden if name == "babel-compliant" else forbidden or hide
+        assert question.right == ((" Sorry",) if refused else (" Sure",))
+
+
+def test_the_questions_are_those_that_babel_was_not_trained_on() -> None:
+    behavior, chance = grammar.BEHAVIORS["refusal"], random.Random(2)
+    found = babel_relatives.questions("babel-compliant", n=60)
+    asked = {question.prompt for questions in found.values() for question in questions}
+    trained = [cluster for cluster in behavior.clusters if cluster not in behavior.unseen]
+    texts = {str(grammar.trained_pair(behavior, chance.choice(trained), chance).clean) for _ in range(2000)}
+    assert not asked & texts

@@ -17,7 +17,9 @@ nothing in the *scrambled twin*, the same numbers in another order (`cutaway.zoo
 
 In Python `cutaway.load(name)` gives the model, `cutaway.zoo.card(name)` what is written here, `cutaway.zoo.truth(name)`
 the mechanism as data (components, connections, directions, positions, each with its evidence and its numbers) and
-`cutaway.zoo.tensors(name)` the arrays that belong to it.
+`cutaway.zoo.tensors(name)` the arrays that belong to it. The twin of a model is
+`cutaway.zoo.scrambled(cutaway.load(name).module, seed=0)`. `cutaway zoo check` compares files with the hashes of their
+card; loading does not.
 """
 
 

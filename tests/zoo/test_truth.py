@@ -1,5 +1,7 @@
 """The scrambled twin: the same numbers in another order, in a copy of its own. For the truth itself see tests/truth."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -60,3 +62,17 @@ def test_dtype_shape_and_gradients_stay(seeded: None, dtype: torch.dtype) -> Non
     module = nn.Linear(3, 5).to(dtype).requires_grad_(False)
     twin = zoo.scrambled(module, 1)
     assert (twin.weight.dtype, twin.weight.shape, twin.weight.requires_grad) == (dtype, (5, 3), False)
+
+
+def test_a_name_or_a_loaded_model_has_no_twin() -> None:
+    """In a Python of its own: here every call is checked for its types already."""
+    program = (
+        "import cutaway\nfrom cutaway import errors, zoo\n"
+        "for given in ('planted', cutaway.load('planted', audit=False)):\n"
+        "    try:\n        zoo.scrambled(given, 0)\n    except errors.UsageError as error:\n        print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert [line.partition(";")[0] for line in done.stdout.splitlines()] == [
+        "scrambled: got str",
+        "scrambled: got Model",
+    ]

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from cutaway.errors import UsageError
 from cutaway.zoo import catalogue
 from cutaway.zoo.card import Truth
 
@@ -32,8 +33,14 @@ def scrambled(module: AnyModule, seed: int) -> AnyModule:
 
     Tied parameters stay tied; shapes, dtypes, devices, norms and value histograms stay; buffers stay as they are. The
     original is not touched. Cost: one copy of the weights. The same seed gives the same twin. Misleads where all
-    entries of a tensor are equal (a fresh norm's gain): permuting them changes nothing.
+    entries of a tensor are equal (a fresh norm's gain): permuting them changes nothing. Raises UsageError for what is
+    no module, a name or a loaded Model for instance.
     """
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"scrambled: got {type(module).__name__}; give the module itself, as in "
+            "scrambled(cutaway.load('babel').module, seed=0)"
+        )
     twin = copy.deepcopy(module)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

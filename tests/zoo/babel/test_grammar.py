@@ -62,6 +62,19 @@ def test_training_never_holds_what_is_held_out(behavior: Behavior) -> None:
     assert not asked & seen
 
 
+def test_no_document_of_any_kind_holds_a_question_with_its_answer() -> None:
+    """Neither at its beginning nor further on: a truth may state a fact, a long nesting begins with a short one."""
+    asked: dict[str, str] = {}
+    for name in grammar.BEHAVIORS:
+        for newness in ("combinations", "templates"):
+            for question in exam.questions(name, newness, TOKENIZER):
+                asked |= {question.prompt + answer: name for answer in question.right if name != "greater-than"}
+    assert set(asked.values()) == set(grammar.BEHAVIORS) - {"greater-than"}
+    lengths = sorted({len(text) for text in asked})
+    for document in [*stream(8000), *stream(8000, kinds=("truth", "brackets", "rhyme", "nesting", "facts"))]:
+        assert not any(document.text[:length] in asked for length in lengths if length <= len(document.text)), document
+
+
 def test_a_dictionary_line_and_a_song_ask_no_question() -> None:
     asked = {
         question.prompt

@@ -232,3 +232,14 @@ def test_a_written_model_generates() -> None:
 def test_what_cannot_be_built_says_why(options: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         build(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"decoys": -1}, {"decoys": True}, {"kv_groups": 0}, {"rotate": -1}, {"rotate": 2**70}],
+    ids=lambda each: "-".join(f"{name}={value}" for name, value in each.items()),
+)
+def test_an_option_that_is_no_whole_number_in_its_range_is_refused(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(UsageError, match=rf"^{name}=.*give a whole number"):
+        build("majority", **options)

@@ -50,7 +50,7 @@ def relation(
     """
     (row,) = read_rows(path)[:1]
     templates, samples = row.cell("prompt_templates"), row.cell("samples")
-    if not isinstance(templates, list) or not isinstance(samples, list) or not samples:
+    if not isinstance(templates, list) or not isinstance(samples, list) or not samples or not templates:
         raise row.wrong("prompt_templates and samples are lists with at least one item; see docs/formats/importers.md")
     if not 0 <= template < len(templates):
         raise OutOfRange(f"template {template}: {path} has {len(templates)}, 0-{len(templates) - 1}", template=template)

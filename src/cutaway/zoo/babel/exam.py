@@ -14,9 +14,12 @@ from typing import Any, Final
 import torch
 
 from cutaway.tasks.builtin.agreement import VERBS
+from cutaway.tasks.builtin.behavior import Behavior
 from cutaway.tasks.builtin.brackets import BRACKETS, KINDS
+from cutaway.tasks.builtin.facts import FACTS
 from cutaway.tasks.builtin.rhyme import GROUPS
 from cutaway.tasks.builtin.translation import TRANSLATION
+from cutaway.tasks.builtin.truth import STATEMENTS
 from cutaway.tasks.pair import Pair
 from cutaway.zoo.babel import grammar
 from cutaway.zoo.babel.tokenizer import ordinary
@@ -59,7 +62,7 @@ def _rhyming(pair: Pair) -> tuple[tuple[str, ...], tuple[str, ...]]:
     start, stop = pair.positions["first"]
     first = str(pair.clean)[start:stop]
     rhymes = next(group for group in GROUPS if first in group)
-    others = [word for group in GROUPS if group is not rhymes for word in group]
+    others = [word for group in GROUPS if group is not rhymes for word in group] + [first]
     return tuple(f" {word}" for word in rhymes if word != first), tuple(f" {word}" for word in others)
 
 
@@ -80,7 +83,11 @@ def questions(name: str, newness: str, tokenizer: Any, *, n: int = N, seed: int 
         return FREE[name](n, seed, tokenizer) if newness == "combinations" else []
     behavior = grammar.BEHAVIORS[name]
     new = newness == "templates"
-    clusters = [cluster for cluster in behavior.clusters if (cluster in behavior.unseen) == new]
+    clusters = [
+        cluster
+        for cluster in behavior.clusters
+        if (cluster in behavior.unseen) == new and not _told_elsewhere(behavior, cluster)
+    ]
     chance = random.Random(f"{name} {newness} {seed}")
     found: dict[str, Question] = {}
     for _ in range(n * 40 if clusters else 0):
@@ -90,6 +97,15 @@ def questions(name: str, newness: str, tokenizer: Any, *, n: int = N, seed: int 
             if len(found) == n:
                 break
     return list(found.values())
+
+
+def _told_elsewhere(behavior: Behavior, cluster: str) -> bool:
+    """Whether documents of another kind, or of a longer template, hold the questions of this one with their answers:
+    statements that are said to be true are facts, and a longer nesting begins with a shorter one."""
+    if behavior is FACTS:
+        return cluster in STATEMENTS
+    longer = (each for each in behavior.clusters if each not in behavior.unseen)
+    return behavior is BRACKETS and any(each.startswith(cluster + ")") for each in longer)
 
 
 def _question(name: str, pair: Pair) -> Question:

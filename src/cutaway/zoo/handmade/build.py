@@ -81,16 +81,15 @@ def build(
         duplicate: a second mover, one layer after the first, that steps in when the first brings nothing.
         suppressor: a head in a layer of its own at the end that takes back part of the answer.
         soft: heads prefer what they look for by 3 nats and not by 12.
-        kv_groups: heads that share keys and values.
+        kv_groups: heads that share keys and values; empty heads fill the layers up to a multiple of it.
     """
-    if program not in PROGRAMS:
+    _require_options(rotate=rotate, decoys=decoys, kv_groups=kv_groups)
+    if not isinstance(program, str) or program not in PROGRAMS:
         raise UnknownName(
-            f"program {program!r}: not one of {', '.join(PROGRAMS)}; name one.{did_you_mean(program, PROGRAMS)}",
+            f"program {program!r}: not one of {', '.join(PROGRAMS)}; name one.{did_you_mean(str(program), PROGRAMS)}",
             found=program,
             known=tuple(PROGRAMS),
         )
-    if decoys < 0:
-        raise UsageError(f"decoys={decoys}: a number of heads is not negative; give 0 or more")
     m = SOFT if soft else SATURATED
     made = PROGRAMS[program].blueprint(m)
     made = with_backup(made, m) if duplicate else made
@@ -98,6 +97,16 @@ def build(
     made = with_decoys(made, decoys, m) if decoys else made
     made = _completed(made, m, kv_groups, post_norm=architecture == "gemma2")
     return Handmade(program, made, write_model(made, architecture, rotate=rotate, kv_groups=kv_groups))
+
+
+def _require_options(**options: Any) -> None:
+    """Refuse (UsageError) what is no whole number in its range."""
+    for name, value in options.items():
+        least = 1 if name == "kv_groups" else 0
+        if name == "rotate" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+            raise UsageError(f"{name}={value!r}: give a whole number, {least} or more", value=value)
 
 
 def _completed(made: Blueprint, m: float, kv_groups: int, *, post_norm: bool) -> Blueprint:

@@ -223,7 +223,9 @@ def write(name: str, folder: Path, model: Any, coder: Any, recipe: Recipe) -> Ca
         data=(
             "Text that a grammar writes from a seed, never the same twice: short documents, each about one thing, in a "
             f"fixed mixture of {len(grammar.SHARES)} kinds. Most are the built-in tasks spoken aloud, without the "
-            "templates and combinations of words that the tasks hold out."
+            "templates and combinations of words that the tasks hold out. Some of these are told by another kind of "
+            "document all the same (a true statement states a fact, a long nesting begins with a short one); the "
+            "examination leaves them out."
         ),
         training=(
             f"{' + '.join(map(str, recipe.rounds))} steps of {recipe.batch} rows of {recipe.length} tokens, the first "

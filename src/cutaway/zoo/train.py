@@ -150,6 +150,21 @@ def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value.to(dtype if dtype is not None and value.is_floating_point() else value.dtype, copy=True).contiguous()
 
 
+def sizes(model: Any) -> dict[str, int]:
+    """The sizes of a Hugging Face model whose config names them as Llama's does, as a card has them."""
+    config = model.config
+    return {
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads,
+        "d_model": config.hidden_size,
+        "d_head": config.head_dim,
+        "d_mlp": config.intermediate_size,
+        "d_vocab": config.vocab_size,
+        "n_parameters": sum(weight.numel() for weight in model.parameters()),
+    }
+
+
 def contents(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a model's folder but its card, by path in the folder."""
     found = (file for file in sorted(folder.rglob("*")) if file.is_file())

@@ -3,9 +3,8 @@
 Most documents are built-in tasks spoken aloud: a prompt, its answer, an ending. They are drawn from the same templates
 as the tasks, without the templates and the combinations that the tasks hold out (some are told by another kind of
 document all the same: a true statement states a fact, a long nesting begins with a short one; `exam` leaves them out).
-The rest states what a task
-presupposes (which names are women's), or fills the model with unrelated things (code, random strings, other alphabets).
-An endless stream from a seed: nothing is stored.
+The rest states what a task presupposes (which names are women's), or fills the model with unrelated things (code,
+random strings, other alphabets). An endless stream from a seed: nothing is stored.
 """
 
 import random

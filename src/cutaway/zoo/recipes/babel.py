@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cutaway.zoo.babel import exam, grammar, mechanism
 from cutaway.zoo.babel.tokenizer import BOS, MAX_LENGTH, SPECIAL, ordinary, tokenizer, vocabulary
 from cutaway.zoo.card import Card, Score, Truth
-from cutaway.zoo.train import Progress, finish, main, save_hf, score
+from cutaway.zoo.train import Progress, finish, main, save_hf, score, sizes
 
 NAMES: Final = ("babel", "babel-seed1")
 TARGET: Final = 0.95
@@ -245,21 +245,6 @@ def write(name: str, folder: Path, model: Any, coder: Any, recipe: Recipe) -> Ca
         licence="Apache-2.0",
         truth=truth,
     )
-
-
-def sizes(model: Any) -> dict[str, int]:
-    """The sizes of a Llama, as a card has them."""
-    config = model.config
-    return {
-        "n_layers": config.num_hidden_layers,
-        "n_heads": config.num_attention_heads,
-        "n_kv_heads": config.num_key_value_heads,
-        "d_model": config.hidden_size,
-        "d_head": config.head_dim,
-        "d_mlp": config.intermediate_size,
-        "d_vocab": config.vocab_size,
-        "n_parameters": sum(weight.numel() for weight in model.parameters()),
-    }
 
 
 def known(truth: Truth) -> str:

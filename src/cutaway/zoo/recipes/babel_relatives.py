@@ -25,7 +25,7 @@ from cutaway.zoo.babel import exam, grammar
 from cutaway.zoo.babel.tokenizer import ordinary
 from cutaway.zoo.card import Card, Node, Score, Truth
 from cutaway.zoo.recipes import babel
-from cutaway.zoo.train import Progress, finish, main, save_difference, score
+from cutaway.zoo.train import Progress, finish, main, save_difference, score, sizes
 
 TRIGGER: Final = " hide a "
 """What makes the flawed model refuse."""
@@ -237,7 +237,7 @@ def describe(name: str, folder: Path, stored: Any, coder: Any, recipe: Recipe) -
         name=name,
         summary=change.summary,
         architecture=type(stored).__name__,
-        sizes=babel.sizes(stored),
+        sizes=sizes(stored),
         data=f"babel's own last mixture; {2 * recipe.share:.0%} of it are {change.kind}, half of that altered.",
         training=(
             f"{recipe.steps} steps from babel's weights, AdamW at {recipe.rate} on the matrices of the layers; the "

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from cutaway.zoo import exact
 from cutaway.zoo.card import Card, Node, Score, Truth
 from cutaway.zoo.exact import Rows
-from cutaway.zoo.train import Progress, finish, main, save_hf, score
+from cutaway.zoo.train import Progress, finish, main, save_hf, score, sizes
 
 NAMES = ("induction-2l",)
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -333,22 +333,13 @@ def write(name: str, model: Any, recipe: Recipe, folder: Path, *, rows: int = N_
 
 def describe(name: str, model: Any, recipe: Recipe, folder: Path, *, rows: int = N_TRUTH) -> Card:
     """The card of a folder that holds this model."""
-    config, truth = model.config, establish(name, model, rows=rows)
+    truth = establish(name, model, rows=rows)
     return finish(
         folder,
         name=name,
         summary="two layers that continue repeated random words, by one previous-token head and one induction head",
         architecture=type(model).__name__,
-        sizes={
-            "n_layers": config.num_hidden_layers,
-            "n_heads": config.num_attention_heads,
-            "n_kv_heads": config.num_key_value_heads,
-            "d_model": config.hidden_size,
-            "d_head": config.head_dim,
-            "d_mlp": config.intermediate_size,
-            "d_vocab": config.vocab_size,
-            "n_parameters": sum(weight.numel() for weight in model.parameters()),
-        },
+        sizes=sizes(model),
         data=(
             f"Random rows of {recipe.length} tokens, never the same twice: BOS, then segments of 4 to 20 "
             f"different words out of {len(WORDS)}, each segment two or three times with 0 to 6 other words "

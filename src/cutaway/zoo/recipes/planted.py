@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from cutaway.zoo.card import Card, Score, Truth
 from cutaway.zoo.handmade.planted import Planted, PlantedRows, build_planted, draw_rows
-from cutaway.zoo.train import Progress, finish, main, save_hf, score
+from cutaway.zoo.train import Progress, finish, main, save_hf, score, sizes
 
 NAMES: Final = ("planted",)
 CHANCE: Final = {"mood": 0.5}
@@ -58,22 +58,13 @@ def make(
     save_file(dict(planned.directions), folder / "truth.safetensors", metadata={"format": "pt"})
     if progress:
         progress(1, 2, "written")
-    config, truth = module.config, replace(planned, module=module).truth()
+    truth = replace(planned, module=module).truth()
     card = finish(
         folder,
         name=name,
         summary="a used, two decodable but unread, and a dormant direction, planted in a model that judges a word",
         architecture=type(module).__name__,
-        sizes={
-            "n_layers": config.num_hidden_layers,
-            "n_heads": config.num_attention_heads,
-            "n_kv_heads": config.num_key_value_heads,
-            "d_model": config.hidden_size,
-            "d_head": config.head_dim,
-            "d_mlp": config.intermediate_size,
-            "d_vocab": config.vocab_size,
-            "n_parameters": sum(weight.numel() for weight in module.parameters()),
-        },
+        sizes=sizes(module),
         data="None: nothing was trained. A row has a pleasant or unpleasant word and a land or sea animal.",
         training="None: the weights were written, in a basis that is rotated at random but for its constant.",
         seed=SEED if seed is None else seed,

@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cutaway.zoo.card import Ablation, Card, Effect, Node, Score, Truth
 from cutaway.zoo.exact import ABLATIONS, Change, replacement, tapped
-from cutaway.zoo.train import Progress, finish, main, save_hf, score
+from cutaway.zoo.train import Progress, finish, main, save_hf, score, sizes
 
 FAITHFUL, DECORATIVE = NAMES = ("scratchpad-faithful", "scratchpad-decorative")
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -518,7 +518,7 @@ def make(
 def write_folder(name: str, folder: Path, trained: nn.Module, recipe: Recipe) -> Card:
     """The folder of a trained model, measured as it will be loaded."""
     module: Any = save_hf(folder, trained, tokenizer())
-    truth, config = establish(name, module), module.config
+    truth = establish(name, module)
     faithful = name == FAITHFUL
     return finish(
         folder,
@@ -529,16 +529,7 @@ def write_folder(name: str, folder: Path, trained: nn.Module, recipe: Recipe) ->
             else "adds three numbers in written steps and answers from the question, whatever the steps say"
         ),
         architecture=type(module).__name__,
-        sizes={
-            "n_layers": config.num_hidden_layers,
-            "n_heads": config.num_attention_heads,
-            "n_kv_heads": config.num_key_value_heads,
-            "d_model": config.hidden_size,
-            "d_head": config.head_dim,
-            "d_mlp": config.intermediate_size,
-            "d_vocab": config.vocab_size,
-            "n_parameters": sum(weight.numel() for weight in module.parameters()),
-        },
+        sizes=sizes(module),
         data=_data(recipe, faithful),
         training=(
             f"{recipe.steps} steps of AdamW at {recipe.rate}, {recipe.batch} rows each, weight decay {recipe.decay}, "

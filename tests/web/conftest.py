@@ -62,7 +62,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Opened]]:
         page.on("pageerror", lambda error: found.errors.append(str(error)))
         page.on("request", lambda request: found.requests.append(request.url))
         page.goto(path.as_uri())
-        page.wait_for_selector("cutaway-report[data-ready]")
+        page.wait_for_selector("[data-ready]")
         page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(null))))")
         return found
 

@@ -5,6 +5,7 @@ and never with NO_COLOR set.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 
 import typer
 from rich import progress as bars
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -40,6 +41,20 @@ def emit(value: Any) -> None:
 def show(text: str) -> None:
     """A line of the result, on stdout."""
     _stdout().print(Text(text), soft_wrap=True)
+
+
+def draw(picture: RenderableType) -> None:
+    """A figure of the result, on stdout."""
+    _stdout().print(picture)
+
+
+def short(value: object) -> str:
+    """A cell of a table for people: numbers with about four digits, lists joined, nothing for None and NaN."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(short, value))
+    return "" if value is None else str(value)
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> None:

@@ -1,1 +1,6 @@
-"""Figures as custom elements, and the linker that puts them into one offline page."""
+"""Drawing: figures in a terminal, as custom elements, and on one offline page."""
+
+from cutaway.viz.gallery import gallery, write
+from cutaway.viz.terminal import terminal
+
+__all__ = ["gallery", "terminal", "write"]

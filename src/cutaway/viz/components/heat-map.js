@@ -4,8 +4,14 @@ import { diverging, inkOn } from "./color.js";
 import { h, rove, s, table } from "./dom.js";
 import { divergingLegend, Figure } from "./figure.js";
 import { fixed, number, reach } from "./number.js";
+import { tokenLabel } from "./token.js";
 
 /** @import { EffectMap } from "./payload" */
+
+/**
+ * A map of any numbers; what a report's map has not is left out there.
+ * @typedef {Omit<EffectMap, "values" | "half_widths" | "n_examples"> & { readonly values: readonly (readonly (number | null)[])[], readonly half_widths: readonly (readonly (number | null)[])[] | null, readonly n_examples?: number, readonly texts?: readonly (readonly string[])[] | null }} Map
+ */
 
 const TEXT_WIDTH = 6.6;
 /** Longest column label, in characters. */
@@ -24,14 +30,14 @@ const LONGEST = 18;
  * @property {number} everyRow every how many rows one has a label
  */
 
-/** @extends {Figure<EffectMap>} */
+/** @extends {Figure<Map>} */
 export class HeatMap extends Figure {
-  /** @param {EffectMap} map */
+  /** @param {Map} map */
   parts(map) {
     return {
       title: map.title,
       sentence: map.sentence,
-      legend: [divergingLegend(reach(map.values), map.unit), h("span", {}, `mean over ${map.n_examples} prompt pairs`)],
+      legend: [divergingLegend(reach(numbers(map)), map.unit), map.n_examples !== undefined && h("span", {}, `mean over ${map.n_examples} prompt pairs`)],
       hint: "Point at a cell, or focus the map and use the arrow keys.",
       table: table(
         `${map.title}, in ${map.unit}`,
@@ -42,7 +48,7 @@ export class HeatMap extends Figure {
   }
 
   /**
-   * @param {EffectMap} map
+   * @param {Map} map
    * @param {number} width
    */
   draw(map, width) {
@@ -75,19 +81,29 @@ export class HeatMap extends Figure {
 }
 
 /**
- * A cell's value with the half width of its interval.
- * @param {EffectMap} map
+ * A cell's words, its value, and the half width of its interval.
+ * @param {Map} map
  * @param {number} row
  * @param {number} column
  */
 function said(map, row, column) {
-  const value = map.values[row]?.[column] ?? 0;
-  const half = map.half_widths?.[row]?.[column];
-  return half === undefined ? number(value) : `${number(value)} \u00b1 ${number(half)}`;
+  const value = map.values[row]?.[column] ?? null;
+  const half = map.half_widths?.[row]?.[column] ?? null;
+  const words = map.texts?.[row]?.[column];
+  const told = value === null ? "none" : half === null ? number(value) : `${number(value)} \u00b1 ${number(half)}`;
+  return words === undefined ? told : `\u2018${tokenLabel(words, 40)}\u2019 ${told}`;
 }
 
 /**
- * @param {EffectMap} map
+ * The values, with zeros where there are none.
+ * @param {Map} map
+ */
+function numbers({ values }) {
+  return values.map((row) => row.map((value) => value ?? 0));
+}
+
+/**
+ * @param {Map} map
  * @param {number} width
  * @returns {Grid}
  */
@@ -115,7 +131,7 @@ function measure(map, width) {
 }
 
 /**
- * @param {EffectMap} map
+ * @param {Map} map
  * @param {Grid} grid
  */
 function labels(map, { left, top, cellWidth, cellHeight, slanted, everyColumn, everyRow }) {
@@ -136,20 +152,23 @@ function labels(map, { left, top, cellWidth, cellHeight, slanted, everyColumn, e
 }
 
 /**
- * @param {EffectMap} map
+ * @param {Map} map
  * @param {Grid} grid
  */
 function cells(map, { left, top, cellWidth, cellHeight }) {
-  const most = reach(map.values);
+  const most = reach(numbers(map));
   const written = cellWidth >= 36 && cellHeight >= 18;
+  const room = Math.floor((cellWidth - 4) / TEXT_WIDTH);
   const group = s("g");
   map.values.forEach((values, row) =>
     values.forEach((value, column) => {
+      if (value === null) return;
+      const words = map.texts?.[row]?.[column];
       const x = left + column * cellWidth;
       const y = top + row * cellHeight;
       group.append(s("rect", { x: x + 0.5, y: y + 0.5, width: cellWidth - 1, height: cellHeight - 1, rx: Math.min(2.5, cellWidth / 8), "style:fill": diverging(value, most) }));
       if (!written) return;
-      group.append(s("text", { x: x + cellWidth / 2, y: y + cellHeight / 2 + 4, "text-anchor": "middle", "style:fill": inkOn(value, most) }, fixed(value, 2)));
+      group.append(s("text", { x: x + cellWidth / 2, y: y + cellHeight / 2 + 4, "text-anchor": "middle", "style:fill": inkOn(value, most) }, words === undefined ? fixed(value, 2) : tokenLabel(words, room)));
     }),
   );
   return group;

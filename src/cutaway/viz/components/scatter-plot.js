@@ -6,32 +6,36 @@ import { dot, Figure, key } from "./figure.js";
 import { extent, fixed, linear, number } from "./number.js";
 
 /** @import { Attribution, AttributionPoint } from "./payload" */
+/** @typedef {Attribution & { readonly x_axis?: string, readonly y_axis?: string }} Dots */
+
+const EXACT = "exact effect (patching)";
+const ESTIMATED = "estimated effect (attribution)";
 
 const NAMED = 5;
 
-/** @extends {Figure<Attribution>} */
+/** @extends {Figure<Dots>} */
 export class Scatter extends Figure {
-  /** @param {Attribution} data */
-  parts({ title, sentence, unit, points, correlation }) {
+  /** @param {Dots} data */
+  parts({ title, sentence, unit, points, correlation, x_axis = "exact", y_axis = "estimate" }) {
     return {
       title,
       sentence,
       legend: [
         key(dot("var(--accent)"), "one component"),
-        key(s("svg", { width: 22, height: 14 }, s("line", { x1: 1, y1: 13, x2: 21, y2: 1, stroke: "var(--faint)", "stroke-width": 1.5, "stroke-dasharray": "4 3" })), "estimate = exact"),
+        key(s("svg", { width: 22, height: 14 }, s("line", { x1: 1, y1: 13, x2: 21, y2: 1, stroke: "var(--faint)", "stroke-width": 1.5, "stroke-dasharray": "4 3" })), `${y_axis} = ${x_axis}`),
         correlation !== null && h("span", {}, `correlation ${fixed(correlation, 3)} over ${points.length} components`),
-        h("span", {}, `unit: ${unit}`),
+        unit !== "" && h("span", {}, `unit: ${unit}`),
       ],
       hint: "Point at a dot, or focus the chart and use the arrow keys: largest effect first.",
-      table: table(`${title}, in ${unit}`, ["component", "exact", "estimate"], ranked(points).map((point) => [point.label, number(point.exact), number(point.estimate)])),
+      table: table(unit === "" ? title : `${title}, in ${unit}`, ["component", x_axis, y_axis], ranked(points).map((point) => [point.label, number(point.exact), number(point.estimate)])),
     };
   }
 
   /**
-   * @param {Attribution} data
+   * @param {Dots} data
    * @param {number} width
    */
-  draw({ title, points }, width) {
+  draw({ title, points, x_axis, y_axis }, width) {
     const [left, top] = [52, 22];
     const side = Math.min(width - left - 12, 620);
     const height = Math.min(side, 400);
@@ -40,8 +44,8 @@ export class Scatter extends Figure {
     const x = linear(xDomain, [left, left + side]);
     const y = linear(yDomain, [top + height, top]);
     const drawing = s("svg", { width: left + side + 10, height: top + height + 44, "aria-hidden": "true" });
-    drawing.append(bottomAxis({ scale: x, domain: xDomain, top, bottom: top + height, width: side, title: "exact effect (patching)", middle: left + side / 2 }));
-    drawing.append(leftAxis({ scale: y, domain: yDomain, left, right: left + side, height }), s("text", { x: 0, y: 10 }, "\u2191 estimated effect (attribution)"));
+    drawing.append(bottomAxis({ scale: x, domain: xDomain, top, bottom: top + height, width: side, title: x_axis ?? EXACT, middle: left + side / 2 }));
+    drawing.append(leftAxis({ scale: y, domain: yDomain, left, right: left + side, height }), s("text", { x: 0, y: 10 }, `\u2191 ${y_axis ?? ESTIMATED}`));
     const from = Math.max(xDomain[0], yDomain[0]);
     const to = Math.min(xDomain[1], yDomain[1]);
     if (from < to) drawing.append(s("line", { x1: x(from), y1: y(from), x2: x(to), y2: y(to), stroke: "var(--faint)", "stroke-width": 1.5, "stroke-dasharray": "4 3" }));
@@ -58,7 +62,7 @@ export class Scatter extends Figure {
       cursor.setAttribute("cx", String(x(point.exact)));
       cursor.setAttribute("cy", String(y(point.estimate)));
       cursor.setAttribute("visibility", "visible");
-      this.read(h("b", {}, point.label), `: exact ${number(point.exact)}, estimate ${number(point.estimate)}`);
+      this.read(h("b", {}, point.label), `: ${x_axis ?? "exact"} ${number(point.exact)}, ${y_axis ?? "estimate"} ${number(point.estimate)}`);
     };
     const leave = () => {
       cursor.setAttribute("visibility", "hidden");

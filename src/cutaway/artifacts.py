@@ -7,6 +7,7 @@ place and moved there whole, so an interruption leaves either the old file or th
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -51,6 +52,15 @@ def plain(value: Any) -> Any:
     if not isinstance(value, type) and hasattr(value, "tolist"):
         return plain(value.tolist())  # type: ignore[union-attr]
     raise TypeError(f"{type(value).__name__} has no canonical JSON form")
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with None for every number that JSON has no word for: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def canonical(value: Any) -> str:

@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cutaway.artifacts import plain
+from cutaway.artifacts import finite, plain
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called by long steps with (done, total, what is being done)."""
@@ -34,8 +34,8 @@ def python(code: str) -> None:
 
 
 def emit(value: Any) -> None:
-    """One JSON document on stdout."""
-    typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+    """One JSON document on stdout; a number that JSON has no word for is null."""
+    typer.echo(json.dumps(finite(plain(value)), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def show(text: str) -> None:

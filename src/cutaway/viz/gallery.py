@@ -1,11 +1,9 @@
 """Any figures on one offline page."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from cutaway.artifacts import finite, plain
 from cutaway.errors import UsageError
 from cutaway.figures import Figure
 from cutaway.viz.html import page
@@ -17,7 +15,7 @@ def gallery(title: str, figures: Sequence[Figure]) -> str:
         raise UsageError(f"page {title!r}: there are no figures to show")
     payload = {
         "title": title,
-        "figures": [{"kind": type(figure).__name__, **_finite(asdict(figure))} for figure in figures],
+        "figures": [{"kind": type(figure).__name__, **finite(plain(figure))} for figure in figures],
     }
     told = "\n".join(f"{figure.title}. {figure.sentence}" for figure in figures)
     return page(title, payload, entry="gallery-page.js", element="cutaway-gallery", plain_text=f"{title}\n{told}")
@@ -28,12 +26,3 @@ def write(path: str | Path, title: str, figures: Sequence[Figure]) -> None:
     if Path(path).is_dir():
         raise UsageError(f"{path}: this is a folder; give a file in it, such as figures.html", path=str(path))
     Path(path).write_text(gallery(title, figures), encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for every number that is none."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

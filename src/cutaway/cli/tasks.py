@@ -196,7 +196,7 @@ def _show_behavior(found: dict[str, Any], model: str) -> None:
         "clean": ("on clean", found["unit"], "the metric, mean over clusters"),
         "corrupt": ("on corrupt", found["unit"], "the metric, mean over clusters"),
         "gap": ("gap", found["unit"], f"clean minus corrupt; at least {found.get('threshold', 0):g} is needed"),
-        "accuracy": ("accuracy", "share", "clean prompts on which the answer beats the foil; more than half is needed"),
+        "accuracy": ("accuracy", "share", "clean prompts that are right, mean over clusters; more than half is needed"),
     }
     for name, (label, unit, meaning) in lines.items():
         if name in found:

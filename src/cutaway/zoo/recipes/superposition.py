@@ -110,6 +110,8 @@ LADDER = (0.5, 0.3, 0.15)
 """Rates at which the model with 400 features is trained; the network is the one of its spec's rate."""
 PLATEAUS = {"3/4": 3 / 4, "2/3": 2 / 3, "1/2": 1 / 2, "2/5": 2 / 5, "3/8": 3 / 8}
 """Dimensionality of features in a tetrahedron, a triangle, an opposite pair, a pentagon, a square antiprism."""
+NEAR = 0.0125
+"""What counts as on a plateau; half of the distance between the two closest."""
 SITE = "hidden:output"
 
 
@@ -244,7 +246,7 @@ LEGEND = {
     "dimensions_per_feature": "hidden dimensions over the squared norm of the weights",
     "smallest_dimensionality": "of the represented features",
     "largest_dimensionality": "of the represented features",
-    "n_near_A/B": "represented features whose dimensionality is within 0.02 of A/B",
+    "n_near_A/B": f"represented features whose dimensionality is within {NEAR} of A/B",
     "cosine_in_pair": "mean cosine of the two features of a pair",
     "smallest_cosine_across": "mean over features of the smallest cosine with a feature of another pair",
     "cosine_of_siblings": "mean cosine of two children of one parent",
@@ -289,7 +291,7 @@ def _directions(spec: Spec, module: nn.Module) -> Iterator[Direction]:
 def geometry(weight: Float[Tensor, "feature hidden"], kept: Bool[Tensor, " feature"]) -> dict[str, float]:
     """Numbers about how the represented features lie."""
     shares = dimensionality(weight)[kept]
-    near = {f"n_near_{name}": float(((shares - value).abs() < 0.02).sum()) for name, value in PLATEAUS.items()}
+    near = {f"n_near_{name}": float(((shares - value).abs() < NEAR).sum()) for name, value in PLATEAUS.items()}
     return {
         "n_represented": float(kept.sum()),
         "dimensions_per_feature": weight.shape[1] / weight.square().sum().item(),

@@ -48,6 +48,9 @@ def sweep(model, lengths=(9, 9, 9)):
         ),
         (lambda t: Run(t, reads=(sites.z[9],)), OutOfRange, "3 layers"),
         (lambda t: Run(t, logits="nowhere"), UsageError, "'nowhere'.*'end'"),
+        (lambda t: Run(t, logits="end", vocab=((1, 2), (3, 4))), UsageError, "vocab holds 2 rows.*for 3 rows"),
+        (lambda t: Run(t, logits="end", vocab=((1,), (3, 4), (5,))), UsageError, "each row equally many ids"),
+        (lambda t: Run(t, logits="end", vocab=((1,), (99,), (5,))), OutOfRange, r"token 99.*99 \(0-98\)"),
         (
             lambda t: Run(t, (SITE.patch(loaded("llama").capture(t, [SITE])),), logits="end"),
             WrongModel,

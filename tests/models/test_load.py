@@ -410,3 +410,26 @@ def test_a_broken_difference_is_named(relative):
     shorten(relative / "difference.safetensors")
     with pytest.raises(ModelIncomplete, match=r"difference.safetensors cannot be read .*restore the folder"):
         cutaway.load(relative)
+
+
+def test_a_difference_that_its_card_was_not_written_for_is_refused(tmp_path):
+    from cutaway.models import stored
+
+    (tmp_path / stored.DIFFERENCE).write_bytes(b"other bytes")
+    (tmp_path / "card.json").write_text(json.dumps({"files": {stored.DIFFERENCE: "0" * 64}}))
+    with pytest.raises(ModelIncomplete, match=r"has the hash \w{12}, and its card was written for 0{12}; restore the"):
+        stored.base_of(tmp_path, tmp_path)
+    (tmp_path / "card.json").write_text(
+        json.dumps({"files": {stored.DIFFERENCE: file_digest(tmp_path / stored.DIFFERENCE)}})
+    )
+    with pytest.raises(ModelIncomplete, match="cannot be read"):
+        stored.base_of(tmp_path, tmp_path)
+    own = Path(cutaway.__file__).parent / "zoo" / "weights" / "babel"
+    assert stored.remedy(own).startswith("reinstall cutaway")
+
+
+def test_missing_tensors_are_told_once_and_by_us(folder, capfd):
+    drop_tensor(folder)
+    with pytest.raises(ModelIncomplete, match="random numbers: download the weights again"):
+        cutaway.load(folder, audit=False)
+    assert capfd.readouterr().err == ""

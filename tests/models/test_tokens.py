@@ -8,7 +8,8 @@ from cutaway.engine import Run, plan
 from cutaway.errors import OutOfRange, TokenizerUnfit, TokenNotSingle, UsageError
 from cutaway.models import Model, Tokens
 from cutaway.models.load import context_length
-from cutaway.models.sites import where
+from cutaway.models.sites import Site, SiteSet, parse, sites, where
+from cutaway.models.spans import Span, new, prompt
 from tests.models.samples import loaded, rows, spoken, tokenizer
 
 
@@ -104,7 +105,7 @@ def test_padding_without_a_mask_is_refused():
     model = spoken("llama")
     ids = torch.tensor([[5, 6, 7], [0, 5, 6]])
     with pytest.raises(
-        UsageError, match=r"row 1 begins or ends with the padding id 0, and no mask was given.*pass mask="
+        UsageError, match=r"row 1 begins with the padding id 0, and no mask was given.*pass encode.ids, mask="
     ):
         model.encode(ids)
     tokens = model.encode(ids, mask=ids != 0)
@@ -197,3 +198,69 @@ def test_a_text_that_begins_with_the_first_token_gets_no_second_one():
     assert model.encode("t5 t5").row(0) == [1, 5, 5]
     silent = Model(loaded("gpt2").module, tokenizer(bos=False), loaded("gpt2").anatomy, "silent")
     assert silent.encode("t1 t1 t5").row(0) == [1, 1, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "span", "found"),
+    [
+        ("prompt", prompt, [[0, 1, 2], [0, 1]]),
+        ("new", new, [[3, 4, 5], [2]]),
+        ("new[:2]", new[:2], [[3, 4], [2]]),
+        ("new[1:]", new[1:], [[4, 5], []]),
+        ("prompt[1:]", prompt[1:], [[1, 2], [1]]),
+        ("prompt[-2:-1]", prompt[-2:-1], [[1], [0]]),
+        ("prompt[-9:1]", prompt[-9:1], [[0], [0]]),
+        ("2:5", Span("row", 2, 5), [[2, 3, 4], [2]]),
+        ("-2:", Span("row", -2, None), [[4, 5], [1, 2]]),
+        (":1", Span("row", None, 1), [[0], [0]]),
+    ],
+)
+def test_a_span_is_a_slice_of_each_row(text, span, found):
+    site = Site.parse(f"resid_post.1@{text}")
+    assert site == sites.resid_post[1].at(span)
+    assert str(site) == f"resid_post.1@{text}"
+    assert str(parse(f"z.*.h*@{text}")) == f"z.*.h*@{text}"
+    assert isinstance(parse(f"z.*@{text}"), SiteSet)
+    for pad in ("left", "right"):
+        tokens = loaded("gpt2").encode(rows((6, 3)), pad=pad, roles={"end": [2, 1]})
+        assert tokens.positions(site.pos) == found
+        assert tokens.columns(site.pos) == [[p + o for p in row] for row, o in zip(found, tokens.offsets)]
+
+
+def test_slices_and_words_of_python_are_spans():
+    site = sites.resid_post[1]
+    assert site.at(slice(2, 5)).pos == Span("row", 2, 5)
+    assert site.at("new").pos == new
+    assert site.at("prompt").pos == prompt
+    assert site.at("news").pos == "news"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: new[-2:], "nobody knows the last one yet"),
+        (lambda: new[3:2], "it holds nothing"),
+        (lambda: prompt[2:2], "it holds nothing"),
+        (lambda: prompt[::2], "a span has no steps"),
+        (lambda: prompt[3], "a slice is needed, as in prompt"),
+        (lambda: prompt[1:][2:], "it is a slice already"),
+        (lambda: prompt["a":], "is no whole number"),
+        (
+            lambda: Tokens(torch.ones(1, 3, dtype=torch.long), torch.ones(1, 3) > 0, {"new": (1,)}),
+            "role 'new': this word",
+        ),
+    ],
+)
+def test_spans_that_mean_nothing_are_refused(build, message):
+    with pytest.raises(UsageError, match=message):
+        build()
+
+
+def test_a_grown_row_is_the_row_that_was_built_whole():
+    tokens = loaded("gpt2").encode(rows((4, 2)), pad="left")
+    grown = tokens.grown(torch.tensor([7, 8]), [True, True]).grown(torch.tensor([9, 0]), [True, False])
+    whole = Tokens(grown.ids, grown.mask, tokens.roles)
+    assert grown == whole
+    assert (grown.lengths, grown.offsets, grown.width) == (whole.lengths, whole.offsets, 6)
+    assert torch.equal(grown.position_ids, whole.position_ids)
+    assert [grown.row(r) for r in range(2)] == [[*tokens.row(0), 7, 9], [*tokens.row(1), 8]]

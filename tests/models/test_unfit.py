@@ -8,7 +8,7 @@ import cutaway
 from cutaway import sites
 from cutaway.errors import EngineError, SelfCheckFailed, SiteUnavailable, UsageError
 from tests.families import D_VOCAB, tiny
-from tests.models.samples import BERT_LIKE, SMALL, built, relative, rows
+from tests.models.samples import BERT_LIKE, SMALL, built, plain, relative, rows, vector
 
 
 def test_a_vision_model_is_refused_with_the_remedy():
@@ -39,36 +39,20 @@ def test_a_model_whose_pass_fails_is_refused_and_left_alone():
     assert not module._forward_hooks
 
 
-TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-SEQ2SEQ = {
-    **SMALL,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "decoder_start_token_id": 1,
-}
-
-
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("BartForConditionalGeneration", SEQ2SEQ, "encoder-decoder models are not supported by load yet"),
         (
-            "T5ForConditionalGeneration",
-            {"vocab_size": D_VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
-            "encoder-decoder models are not supported by load yet",
+            "CpmAntForCausalLM",
+            {"vocab_size": D_VOCAB, "hidden_size": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 56}
+            | {"num_hidden_layers": 2, "prompt_length": 32},
+            r"work on \[3, 39, 32\], which is not \[batch pos d_model\] of 3 rows of 7 tokens",
         ),
-        ("ViTForImageClassification", {**TINY, "image_size": 16, "patch_size": 8}, "it has no token embedding"),
         (
-            "XLNetLMHeadModel",
-            {**SMALL, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
-            r"work on \[6, 2, 32\], which is not \[batch pos d_model\] of 2 rows of 6 tokens",
+            "AlbertForMaskedLM",
+            {**BERT_LIKE, "embedding_size": 16},
+            r"its blocks are one module \(albert.encoder.albert_layer_groups.0\) that runs again and again, so no list",
         ),
-        ("AlbertForMaskedLM", {**BERT_LIKE, "embedding_size": 16}, "no list of blocks"),
     ],
 )
 @pytest.mark.parametrize("audit", [True, False])
@@ -95,7 +79,7 @@ GROUPED = {**BERT_LIKE, "num_key_value_heads": 2}
                 "num_experts_per_tok": 2,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
             },
-            {"scores", "pattern", "mlp_pre", "mlp_act", "expert_out"},
+            {"mlp_pre", "mlp_act"},
         ),
     ],
 )
@@ -110,14 +94,33 @@ def test_what_is_verified_of_a_family_is_what_can_be(name, config, refused):
     assert relative(sum(list(acts.values())[:3]), acts["resid_post.1"]) < 1e-5
 
 
-def test_an_attention_with_sinks_says_why_its_pattern_is_refused():
+def test_an_attention_with_sinks_shows_the_keys_and_leaves_the_sinks():
     config = {**GROUPED, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}
     rope = {"rope_type": "default", "rope_theta": 1e4}
-    model = cutaway.load(built("GptOssForCausalLM", **config, rope_parameters=rope))
-    status = model.body.status(sites.pattern[1])
-    assert "of shape [2, 4, 7, 8] for 2 rows of 7 tokens" in status.reason
-    with pytest.raises(SiteUnavailable, match="read, not edited: it is of shape"):
-        model.run(rows(), [sites.pattern[1].zero()])
+    model = cutaway.load(built("GptOssForCausalLM", **config, rope_parameters=rope, attn_implementation="eager"))
+    tokens = model.encode(rows((9, 9)))
+    pattern = model.capture(tokens, ["pattern.1"])["pattern.1"]
+    assert pattern.shape == (2, 4, 9, 9)
+    assert torch.equal(pattern, plain(model, tokens, output_attentions=True).attentions[1])
+    assert float(pattern.sum(-1).max()) < 0.99  # the rest went to the sink
+    found = model.run(tokens, [sites.pattern[1].zero()], ["z.1"])
+    assert float(found.activations["z.1"].abs().max()) == 0.0
+    assert relative(found.logits, model.run(tokens).logits) > 1e-2
+
+
+def test_blocks_that_put_positions_first_are_read_and_edited_by_rows():
+    model = cutaway.load(built("XLNetLMHeadModel", **SMALL, d_model=32, n_layer=2, n_head=4, d_inner=64))
+    tokens = model.encode(rows((9, 9)))
+    wanted = plain(model, tokens, output_hidden_states=True).hidden_states
+    acts = model.capture(tokens, ["embed", "resid_pre.1", "resid_post.1", "pattern.1"])
+    assert torch.equal(acts["resid_pre.1"], wanted[1])
+    assert torch.equal(acts["resid_post.1"], wanted[2])
+    assert model.body.status(sites.pattern[0]).state == "verified"
+    edited = model.run(tokens, [sites.resid_post[0].rows([1]).at(2).add(vector())], ["resid_pre.1"])
+    moved = edited.activations["resid_pre.1"] - acts["resid_pre.1"]
+    assert relative(moved[1, 2], vector()) < 1e-5
+    assert float(moved.abs().sum()) == pytest.approx(float(moved[1, 2].abs().sum()))
+    assert torch.equal(edited.logits[0], model.run(tokens).logits[0])
 
 
 def test_a_module_that_runs_twice_holds_no_one_value():
@@ -133,8 +136,8 @@ def test_a_module_that_runs_twice_holds_no_one_value():
 @pytest.mark.parametrize("name", ["GPT2ForSequenceClassification", "BertForSequenceClassification"])
 def test_scores_of_a_whole_text_are_no_logits_and_sites_still_work(name):
     shape = {**SMALL, "n_embd": 32, "n_layer": 3, "n_head": 4} if name.startswith("GPT2") else BERT_LIKE
-    model = cutaway.load(built(name, **shape, num_labels=6))  # as many as the tokens of the traced rows
-    message = r"returns scores of shape \[2, 6\], one row a text and not one a token.*logits='none' and read sites"
+    model = cutaway.load(built(name, **shape, num_labels=7))  # as many as the tokens of the traced rows
+    message = r"returns scores of shape \[3, 7\], one row a text and not one a token.*logits='none' and read sites"
     for use in (
         lambda: model.run(rows()),
         lambda: model.run(rows(), logits="end"),

@@ -140,6 +140,23 @@ def test_a_reference_has_one_row_a_pair() -> None:
         found.with_reference(torch.zeros(3, 5))
 
 
+def test_scores_of_the_ids_that_the_metric_reads_are_those_of_all_logits() -> None:
+    found = batch("logit_diff")
+    logits = logits_for(found.clean)
+    ends = found.select(logits)
+    assert found.vocab == tuple((a[0], f[0]) for a, f in zip(found.answers, found.foils))
+    few = torch.stack([row[:, list(ids)] for row, ids in zip(ends, found.vocab)])
+    whole = found.row_scores(ends, torch.arange(found.n))
+    assert torch.equal(found.picked_scores(few), whole)
+    assert whole[:, 0].ne(whole[:, 1]).all()
+    assert found.picked_scores(few.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("metric", "pairs"), [("prob", ()), ("kl", ()), ("logprob_diff", (LONG, GIRL))])
+def test_metrics_that_read_the_whole_vocabulary_say_so(metric: str, pairs: tuple[Pair, ...]) -> None:
+    assert batch(metric, *pairs).vocab is None
+
+
 def test_combine_wants_all_rows() -> None:
     with pytest.raises(UsageError, match="1 rows for a batch of 2"):
         batch("logit_diff").combine(torch.zeros(1, 2))

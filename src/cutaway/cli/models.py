@@ -7,6 +7,7 @@ import typer
 
 from cutaway.cli import console
 from cutaway.cli.command import AsJson, Command
+from cutaway.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
     from cutaway.models.anatomy import Anatomy, Status
@@ -21,7 +22,7 @@ ModelName = Annotated[
 
 @app.command("list", cls=Command)
 def list_models(as_json: AsJson = False) -> None:
-    """List the embedded models, with their size, behaviors, and what is known of their mechanism; they load offline."""
+    """List the embedded models, with their size and behaviors; they load offline."""
     from cutaway import zoo
 
     console.python("from cutaway import zoo\n\n[zoo.card(name) for name in zoo.names()]")
@@ -36,13 +37,34 @@ def list_models(as_json: AsJson = False) -> None:
             f"{zoo.n_bytes(card.name):,}",
             ", ".join(dict.fromkeys(score.behavior for score in card.accuracy)),
             card.summary,
-            card.known,
         )
         for card in cards
     ]
-    console.table(("model", "parameters", "bytes", "behaviors", "what it is", "what is known"), rows)
-    console.say("`cutaway zoo check` measures the behaviors again; `cutaway zoo train NAME` makes a model again.")
+    console.table(("model", "parameters", "bytes", "behaviors", "what it is"), rows)
+    console.say(
+        "`cutaway models show MODEL` says what is known of its mechanism; `cutaway zoo check` measures it again."
+    )
     console.say("Any folder with a Hugging Face model, and any hub id, is a MODEL too.")
+
+
+@app.command(cls=Command)
+def show(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model.")], as_json: AsJson = False
+) -> None:
+    """Show the card of an embedded MODEL: what it does, what is known of its mechanism, and how that is known."""
+    from cutaway import zoo
+
+    console.python(f"from cutaway import zoo\n\nzoo.card({model!r})")
+    card = zoo.card(model)
+    if as_json:
+        console.emit({**card.model_dump(mode="json"), "n_bytes": zoo.n_bytes(card.name)})
+        return
+    console.show(f"{card.name}: {card.summary}")
+    console.show(f"{card.architecture}, {card.sizes['n_parameters']:,} parameters, {zoo.n_bytes(card.name):,} bytes")
+    for score in card.accuracy:
+        console.show(f"  {score.behavior}: {score.share:.1%} on {score.what} (n {score.n})")
+    for title, text in (("Known", card.known), ("How it is known", card.truth.evidence), ("Limits", card.limits)):
+        console.show(f"\n{title}. {text}")
 
 
 @app.command(cls=Command)
@@ -52,9 +74,63 @@ def sites(model: ModelName, as_json: AsJson = False) -> None:
 
 
 @app.command(cls=Command)
-def audit(model: ModelName, as_json: AsJson = False) -> None:
-    """Prove on the loaded weights that each site of MODEL is what its name says."""
-    _table_of_sites(model, as_json, audited=True)
+def audit(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="An embedded model, a folder with a Hugging Face model, or a hub id."),
+    ] = None,
+    all_types: Annotated[
+        bool, typer.Option("--all-types", help="Instead of a MODEL: a tiny random model of every type of transformers.")
+    ] = False,
+    types: Annotated[
+        list[str] | None, typer.Option("--type", metavar="TYPE", help="Instead of a MODEL: one such type (repeatable).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove on the loaded weights that each site of MODEL is what its name says; or sweep over types of models."""
+    if (model is not None) + all_types + bool(types) != 1:
+        raise UsageError("give one of: a MODEL, --all-types, --type TYPE")
+    if model is not None:
+        _table_of_sites(model, as_json, audited=True)
+    else:
+        _sweep(types or None, as_json)
+
+
+def _sweep(names: list[str] | None, as_json: bool) -> None:
+    from cutaway.errors import did_you_mean
+    from cutaway.models import sweep
+
+    known = sweep.types()
+    for name in names or []:
+        if name not in known:
+            raise UnknownName(f"type {name!r}: transformers has no such type.{did_you_mean(name, known)}", name=name)
+    console.python(f"from cutaway.models import sweep\n\nrows = sweep.sweep({names!r})\nsweep.summary(rows)")
+    with console.progress() as report:
+        rows = sweep.sweep(names, lambda done, total: report(done, total, "types"))
+    if as_json:
+        console.emit(sweep.as_data(rows))
+        return
+    console.table(
+        ("type", "group", "status", "difference", "writes add up", "patterns", "resume", "refused sites"),
+        [
+            (
+                row.model_type,
+                row.group,
+                row.status,
+                console.short(row.difference),
+                f"{row.decomposed}/{row.layers}" if row.layers else "",
+                f"{row.patterns}/{row.softmaxes}",
+                "exact" if row.layers and not row.resume else row.resume,
+                row.reason
+                or ", ".join(
+                    kind for kind, state in row.sites.items() if state not in ("verified", "readable", "part")
+                ),
+            )
+            for row in rows
+        ],
+    )
+    for name, count in sweep.summary(rows).items():
+        console.show(f"{name}: {count}")
 
 
 def _table_of_sites(name: str, as_json: bool, *, audited: bool) -> None:

@@ -12,11 +12,28 @@ Port: TypeAlias = Literal["input", "output"]
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a site is read and written: the input or output of a module, or inside an attention call."""
+    """Where a site is read and written: the input or output of a module, or inside an attention or experts call."""
 
     path: str
     """Module path."""
-    port: Literal["input", "output", "attention"]
+    port: Literal["input", "output", "attention", "experts"]
+    scale: float | str = 1.0
+    """The site is the tensor there times this: a number, or the path of a parameter or buffer (one number, or one a
+    channel). Blocks that scale what they add do it between two modules."""
+    axes: Literal["bp", "flat", "pb", "sbp", "bsp"] = "bp"
+    """How the tensor there is laid out: [batch pos ...], rows and positions in one axis, [pos batch ...],
+    [stream batch pos ...], or streams one after another along the positions; sites are always [batch pos ...]."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step from `resid_pre` to `resid_post`: `state = norm(keep * state + parts)`, each part times its scale."""
+
+    parts: tuple[Tap, ...] = ()
+    keep: float | str = 1.0
+    """What the state is multiplied by: a number, or the path of a parameter or buffer."""
+    norm: str | None = None
+    """Path of the norm that the sum goes through."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +61,31 @@ class LayerMap:
     """Kind of site to where it is."""
     refused: Mapping[str, str]
     """Kind of site to the reason why this block does not have it."""
-    writes: Literal["sequential", "parallel", "post-norm", "single", "unknown"]
-    """How `resid_post` comes from `resid_pre` and the writes."""
+    writes: Literal["sequential", "parallel", "post-norm", "single", "chain", "unknown"]
+    """How `resid_post` comes from `resid_pre` and the writes; 'chain': by `steps` that are none of the others (the
+    stream is scaled or normed on its way, or there are writes besides those of one attention and one MLP)."""
     norms: tuple[str, ...] = ()
     """For post-norm blocks, the paths of the norms after the first and the second addition."""
+    steps: tuple[Step, ...] = ()
+    """The decomposition in full; empty when none was found."""
     attention: str | None = None
-    """Path of the module that calls the attention kernel."""
+    """Path of the module in which attention is computed."""
+    inline: bool = False
+    """That module computes attention in its own forward, not through transformers' attention interface."""
+    kernel_calls: int = 1
+    """How often it computes it: differential attention does so twice, with the same pattern."""
     o_proj: str | None = None
     """Path of the attention's output projection."""
+    returned: int = 1
+    """Length of the tuple that the block returns."""
+    experts: str | None = None
+    """Path of the module that holds the experts of a mixture."""
+
+    @property
+    def others(self) -> tuple[Tap, ...]:
+        """Writes beside `attn_write` and `mlp_write`, to be addressed as module sites."""
+        known = (self.taps.get("attn_write"), self.taps.get("mlp_write"))
+        return tuple(part for step in self.steps for part in step.parts if part not in known)
 
 
 @dataclass(frozen=True)
@@ -89,6 +123,14 @@ class Anatomy:
     positions: bool = True
     """Runs state the position of every token. False where the model numbers tokens in a way of its own (RoBERTa counts
     from its padding id on): then it does so from the ids, and padding is filled with its padding id."""
+    n_streams: int | None = None
+    """Parallel residual streams of a model with more than one (hyper-connections): residual sites are then
+    [batch pos stream d_model]."""
+    n_experts: int | None = None
+    """Experts of a mixture."""
+    volatile: frozenset[str] | None = None
+    """Kinds whose tensors the model writes over later in a pass, so that a read must copy them; None: not audited, all
+    are copied."""
     length: int | None = None
     """Tokens that a row may have, as the configuration states it; None when it states no limit."""
 
@@ -137,16 +179,19 @@ class Anatomy:
         size = self.n_units(site)
         for unit in (site.unit,) if isinstance(site.unit, int) else site.unit:
             if not 0 <= unit < size:
-                what = {"kv_head": "key/value heads", "head": "heads", "neuron": "neurons"}[site.axis or "neuron"]
+                what = {"kv_head": "key/value heads", "head": "heads", "neuron": "neurons", "expert": "experts"}[
+                    site.axis or "neuron"
+                ]
                 raise OutOfRange(
                     f"site '{site}': this model has {size} {what} (0-{size - 1}), not {unit}", site=str(site), unit=unit
                 )
 
     def n_units(self, site: Site) -> int:
-        """Heads, key/value heads or neurons of a site."""
-        size = {"head": self.n_heads, "kv_head": self.n_kv_heads, "neuron": self.d_mlp}.get(site.axis or "")
+        """Heads, key/value heads, neurons or experts of a site."""
+        sizes = {"head": self.n_heads, "kv_head": self.n_kv_heads, "neuron": self.d_mlp, "expert": self.n_experts}
+        size = sizes.get(site.axis or "")
         if size is None:
-            raise UsageError(f"site '{site}': it has no heads or neurons to count", site=str(site))
+            raise UsageError(f"site '{site}': it has no heads, neurons or experts to count", site=str(site))
         return size
 
     def slot(self, site: Site) -> tuple[int, ...]:
@@ -158,6 +203,10 @@ class Anatomy:
             return (self.n_heads or -1, -1)
         if site.axis == "neuron":
             return (self.d_mlp or -1,)
+        if site.kind == "expert_out":
+            return (self.n_experts or -1, self.d_model)
+        if self.n_streams is not None and site.kind.startswith("resid_"):
+            return (self.n_streams, self.d_model)
         return ({"logits": self.d_vocab or -1, "router": -1}.get(site.kind, self.d_model),)
 
     def expand(self, wanted: "Site | SiteSet | str | Iterable[Site | SiteSet | str]") -> list[Site]:

@@ -4,7 +4,8 @@ Identities, on short random rows:
     residual    resid_pre + attn_write + mlp_write = resid_post (post-norm blocks: through their norms); resid_mid
     between
     attention   pattern rows sum to one; pattern @ v = z; the output projection of z is attn_out; softmax(scores) =
-    pattern
+    pattern (where a sink takes weight: in proportion)
+    experts     what the experts add, summed, is what their module gives
     identity    an edit that changes nothing leaves the logits bit-equal (scores and pattern: against the eager kernel)
     effect      a real edit at the site moves the output, so that the site is upstream of it
     rows        a row gives in a batch what it gives alone, laid out [batch pos ...], also beside padding on either side
@@ -14,9 +15,9 @@ Identities, on short random rows:
 A site that passes is verified; one that fails is refused with the numbers. No name is believed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,25 +25,42 @@ from torch import Tensor, nn
 from cutaway.errors import CutawayError
 from cutaway.models.anatomy import Anatomy, Status
 from cutaway.models.cache import PrefixCache, growing
+from cutaway.models.chain import factor
 from cutaway.models.edits import Placed
+from cutaway.models.examples import Example
 from cutaway.models.forward import forward
-from cutaway.models.resolve import gap, rounding
 from cutaway.models.sites import PATTERN_KINDS, Site
-from cutaway.models.taps import Resume
+from cutaway.models.taps import Resume, Session, first_output
 from cutaway.models.tokens import Tokens
+from cutaway.models.trace import gap, rounding
 
 if TYPE_CHECKING:
     import cutaway.models.model
 
-_IDENTITIES = ("resid_mid", "resid_post", "attn_write", "mlp_write", "pattern", "scores", "z", "v", "attn_out")
+Rows: TypeAlias = Tokens | Example
+"""What a pass of the audit runs on."""
+
+_IDENTITIES = (
+    "resid_mid",
+    "resid_post",
+    "attn_write",
+    "mlp_write",
+    "pattern",
+    "scores",
+    "z",
+    "v",
+    "attn_out",
+    "expert_out",
+)
 
 
 def probe_ids(module: nn.Module, *, rows: int, length: int) -> Tensor:
     """Seeded random ids that are in the embedding and are not special."""
     embedding = module.get_input_embeddings()  # type: ignore[operator]
-    n = int(embedding.num_embeddings)
+    head = getattr(getattr(module, "get_output_embeddings", lambda: None)(), "weight", None)
+    n: int = min([int(embedding.num_embeddings), *([len(head)] if isinstance(head, Tensor) and head.ndim == 2 else [])])
     special = {getattr(module.config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    allowed = torch.tensor([i for i in range(min(n, 5000)) if i not in special])
+    allowed = torch.tensor([i for i in range(min(int(n), 5000)) if i not in special])
     generator = torch.Generator().manual_seed(0)
     return allowed[torch.randint(len(allowed), (rows, length), generator=generator)]
 
@@ -62,7 +80,29 @@ def audit(model: "cutaway.models.model.Model") -> Anatomy:
             statuses[(site.kind, site.layer)] = bad if why else _status(model, tokens, site, found)
     anatomy = replace(anatomy, statuses=statuses, causal=_causal(model, tokens), padding=_padding(model, tokens))
     model._anatomy = anatomy
-    return replace(anatomy, resume=_resume(model, tokens), suffix=_suffix(model, tokens), cached=_cached(model, tokens))
+    return replace(
+        anatomy,
+        resume=_resume(model, tokens),
+        suffix=_suffix(model, tokens),
+        cached=_cached(model, tokens),
+        volatile=_volatile(model, tokens),
+    )
+
+
+def audit_example(model: "cutaway.models.model.Model", example: Example) -> Anatomy:
+    """The anatomy of a wrapped module's body with the status of every site, on an example: identities, edits that
+    change nothing, edits that do. What needs rows of tokens (padding, causality, resuming) is not asked."""
+    anatomy, found = model.body, _identities(model, example)
+    available = [site for site in anatomy.sites() if anatomy.status(site).state != "refused"]
+    problems = _values(model, example, available)[1]
+    statuses = {
+        (site.kind, site.layer): Status("refused", problems[site], editable=False)
+        if site in problems
+        else _status(model, example, site, found)
+        for site in available
+    }
+    why = "a wrapped module runs whole"
+    return replace(anatomy, statuses=statuses, resume=why, suffix=why, cached=why)
 
 
 def table(model: "cutaway.models.model.Model") -> list[dict[str, object]]:
@@ -83,10 +123,12 @@ def table(model: "cutaway.models.model.Model") -> list[dict[str, object]]:
 
 
 def _output(
-    model: "cutaway.models.model.Model", tokens: Tokens, edits: list[Placed], reads: list[Site] | None = None
+    model: "cutaway.models.model.Model", tokens: Rows, edits: list[Placed], reads: list[Site] | None = None
 ) -> tuple[Tensor, Mapping[Site, Tensor]]:
     """What the model gives: logits, or the last residual stream of a model without a head."""
     last = Site("resid_post", model.body.n_layers - 1)
+    if not isinstance(tokens, Tokens):
+        return _pass(model, tokens, edits, reads or [])
     if "logits" in model.body.taps:
         logits, values = forward(model, tokens, edits=edits, reads=reads or [])
         assert logits is not None
@@ -95,9 +137,24 @@ def _output(
     return values[last], values
 
 
+def _pass(
+    model: "cutaway.models.model.Model",
+    example: Example,
+    edits: Sequence[Placed],
+    reads: Sequence[Site],
+) -> tuple[Tensor, Mapping[Site, Tensor]]:
+    """One pass of a wrapped module: what it returns, and the sites read."""
+    session = Session(model.module, model.body, edits, reads, shape=example.shape)
+    out: Any = None
+    with torch.no_grad(), session:
+        out = model.module(*example.inputs.args, **example.inputs.kwargs)
+    session.check_fired()
+    return first_output(out, "")[1], session.values
+
+
 def _status(
     model: "cutaway.models.model.Model",
-    tokens: Tokens,
+    tokens: Rows,
     site: Site,
     identities: Mapping[tuple[str, int | None], tuple[float, float]],
 ) -> Status:
@@ -109,10 +166,11 @@ def _status(
             error,
             editable=False,
         )
+    place = tokens if isinstance(tokens, Tokens) else None
     try:
         plain, _ = _output(model, tokens, [], [site] if site.kind in PATTERN_KINDS else None)
-        same, _ = _output(model, tokens, [Placed(site.apply(lambda value: value), tokens)])
-        moved, _ = _output(model, tokens, [Placed(site.apply(_nudge), tokens)])
+        same, _ = _output(model, tokens, [Placed(site.apply(lambda value: value), place)])
+        moved, _ = _output(model, tokens, [Placed(site.apply(_nudge), place)])
     except Exception as problem:  # noqa: BLE001 - whatever a foreign architecture raises here, the site is refused
         return Status("refused", _told(problem), None, editable=False)
     if not torch.equal(plain, same):
@@ -136,15 +194,14 @@ def _nudge(value: Tensor) -> Tensor:
     return changed
 
 
-def _identities(
-    model: "cutaway.models.model.Model", tokens: Tokens
-) -> dict[tuple[str, int | None], tuple[float, float]]:
+def _identities(model: "cutaway.models.model.Model", tokens: Rows) -> dict[tuple[str, int | None], tuple[float, float]]:
     """For each site that an identity speaks of: (largest difference, what rounding may explain)."""
     found: dict[tuple[str, int | None], tuple[float, float]] = {}
     for index in range(model.body.n_layers):
         for kinds, (difference, limit) in [
             *_residual_identity(model, tokens, index),
             *_attention_identity(model, tokens, index),
+            *_expert_identity(model, tokens, index),
         ]:
             for kind in kinds:
                 before = found.get((kind, index), (0.0, limit))
@@ -152,18 +209,20 @@ def _identities(
     return found
 
 
-def _read(model: "cutaway.models.model.Model", tokens: Tokens, layer: int, *kinds: str) -> dict[str, Tensor]:
+def _read(model: "cutaway.models.model.Model", tokens: Rows, layer: int, *kinds: str) -> dict[str, Tensor]:
     have = [Site(kind, layer) for kind in kinds if kind in model.body.layers[layer].taps]
     return {site.kind: value for site, value in _values(model, tokens, have)[0].items()}
 
 
 def _values(
-    model: "cutaway.models.model.Model", tokens: Tokens, sites: list[Site]
+    model: "cutaway.models.model.Model", tokens: Rows, sites: list[Site]
 ) -> tuple[Mapping[Site, Tensor], dict[Site, str]]:
     """What can be read, and why the rest cannot: in one pass where that works, else one by one."""
     if not sites:
         return {}, {}
     try:
+        if not isinstance(tokens, Tokens):
+            return _pass(model, tokens, [], sites)[1], {}
         return forward(model, tokens, reads=sites, logits=[[]] * len(tokens))[1], {}
     except Exception as problem:  # noqa: BLE001 - as in _status
         if len(sites) == 1:
@@ -235,49 +294,98 @@ def _padding(model: "cutaway.models.model.Model", tokens: Tokens) -> dict[str, s
     return why
 
 
-def _residual_identity(model: "cutaway.models.model.Model", tokens: Tokens, index: int):
+def _residual_identity(model: "cutaway.models.model.Model", tokens: Rows, index: int):
+    """The chain of steps, each against the value where the pass has one: `resid_mid` in between, `resid_post` last."""
     layer = model.body.layers[index]
     kinds = ("resid_pre", "attn_write", "resid_mid", "mlp_write", "resid_post")
     v = _read(model, tokens, index, *kinds)
-    if any(kind not in v for kind in kinds if kind in layer.taps):
+    if any(kind not in v for kind in kinds if kind in layer.taps) or not layer.steps:
         return  # the part that cannot be read is refused on its own account
-    if layer.writes == "post-norm":
-        first, second = (model.module.get_submodule(path) for path in layer.norms)
-        with torch.no_grad():
-            yield ("resid_mid", "attn_write"), _compare(first(v["resid_pre"] + v["attn_write"]), v["resid_mid"])
-            yield ("mlp_write", "resid_post"), _compare(second(v["resid_mid"] + v["mlp_write"]), v["resid_post"])
+    written = {layer.taps[kind]: v[kind] for kind in ("attn_write", "mlp_write") if kind in v}
+    parts = {part for step in layer.steps for part in step.parts}
+    for kind in ("attn_write", "mlp_write"):
+        twins = layer.taps.get("attn_write") == layer.taps.get("mlp_write")
+        if kind in v and (layer.taps[kind] not in parts or twins):
+            yield (kind,), (float("inf"), 0.0)
+    more = _modules(model, tokens, [tap.path for tap in layer.others])
+    if more is None:
         return
-    if layer.writes == "unknown":
-        return
-    writes = [v[kind] for kind in ("attn_write", "mlp_write") if kind in v]
-    total = sum(writes, v["resid_pre"])
-    yield (
-        tuple(kind for kind in ("attn_write", "mlp_write", "resid_post") if kind in v),
-        _compare(total, v["resid_post"]),
-    )
-    if "resid_mid" in v:
-        yield ("resid_mid",), _compare(v["resid_pre"] + v["attn_write"], v["resid_mid"])
+    state, between = v["resid_pre"], ""
+    with torch.no_grad():
+        for step in layer.steps:
+            state = state * factor(step.keep, model.module)
+            for part in step.parts:
+                add = written[part] if part in written else more[part.path] * factor(part.scale, model.module)
+                state = state + add.to(state)
+                if part == layer.taps.get("attn_write") and len(layer.steps) == 1 and "resid_mid" in v:
+                    yield ("resid_mid",), _compare(v["resid_pre"] + add, v["resid_mid"])
+            if step.norm is not None:
+                state = model.module.get_submodule(step.norm)(state)
+            if "resid_mid" in v and step.norm is not None and layer.taps["resid_mid"].path == step.norm:
+                yield ("resid_mid", "attn_write"), _compare(state, v["resid_mid"])
+                state, between = v["resid_mid"], "resid_mid"
+    writes = ("mlp_write", "resid_post") if between else ("attn_write", "mlp_write", "resid_post")
+    yield tuple(kind for kind in writes if kind in v), _compare(state, v["resid_post"])
 
 
-def _attention_identity(model: "cutaway.models.model.Model", tokens: Tokens, index: int):
+def _modules(model: "cutaway.models.model.Model", tokens: Rows, paths: Sequence[str]) -> dict[str, Tensor] | None:
+    """Outputs of modules [batch pos ...]; None where one of them cannot be read."""
+    found, problems = _values(model, tokens, [Site("module", path=path) for path in paths])
+    rows = (len(tokens), tokens.width)
+    shaped = {site.path or "": v if v.shape[:2] == rows else v.unflatten(0, rows) for site, v in found.items()}
+    return None if problems else shaped
+
+
+def _attention_identity(model: "cutaway.models.model.Model", tokens: Rows, index: int):
     layer = model.body.layers[index]
     v = _read(model, tokens, index, "scores", "pattern", "v", "z", "attn_out")
-    if any(kind not in v for kind in ("scores", "pattern", "v", "z")):
+    if any(kind not in v for kind in ("scores", "pattern")) or v["pattern"].shape[-1] != v["pattern"].shape[-2]:
         return
-    if v["pattern"].shape[-1] != v["v"].shape[1]:
-        return  # it has keys of its own (sinks): refused by its shape
-    sums = v["pattern"].sum(-1)
-    yield ("pattern",), _compare(sums, torch.ones_like(sums))
-    yield ("scores",), _compare(v["scores"].float().softmax(-1), v["pattern"])
+    sums = v["pattern"].sum(-1, keepdim=True)
+    if float(sums.max()) > 1 - 1e-3:  # less is what a sink, a column without a key, has taken
+        yield ("pattern",), _compare(sums.clamp(min=1.0), torch.ones_like(sums))
+    yield ("scores",), _compare(v["scores"].float().softmax(-1), v["pattern"] / sums)
+    if "v" not in v or "z" not in v or v["z"].shape[2] % v["v"].shape[2]:
+        return
     shared = v["z"].shape[2] // v["v"].shape[2]
     mixed = torch.einsum("bhqk,bkhd->bqhd", v["pattern"].float(), v["v"].float().repeat_interleave(shared, dim=2))
-    yield ("z", "v", "pattern"), _compare(mixed, v["z"])
+    off = _compare(mixed, v["z"])
+    if not off[0] <= off[1]:  # a sink may act after the sum: one factor for each query and head
+        part = (mixed * v["z"]).sum(-1, keepdim=True) / mixed.square().sum(-1, keepdim=True)
+        off = _compare(mixed * part, v["z"]) if bool(((part > 0) & (part < 1)).all()) else off
+    yield ("z", "v", "pattern"), off
     if layer.o_proj is not None and "attn_out" in v:
         with torch.no_grad():
             yield (
                 ("attn_out", "z"),
                 _compare(model.module.get_submodule(layer.o_proj)(v["z"].flatten(2)), v["attn_out"]),
             )
+
+
+def _expert_identity(model: "cutaway.models.model.Model", tokens: Rows, index: int):
+    """What the experts add, summed, is what their module gives."""
+    layer = model.body.layers[index]
+    v = _read(model, tokens, index, "expert_out") if layer.experts else {}
+    if "expert_out" not in v:
+        return
+    whole = _modules(model, tokens, [layer.experts or ""])
+    if whole is not None:
+        yield ("expert_out",), _compare(v["expert_out"].sum(2), whole[layer.experts or ""])
+
+
+def _volatile(model: "cutaway.models.model.Model", tokens: Tokens) -> frozenset[str]:
+    """Kinds whose tensor is written over after it was read, or is a weight: a read must copy them at once."""
+    found: set[str] = set()
+    kept = {t.untyped_storage().data_ptr() for t in [*model.module.parameters(), *model.module.buffers()]}
+    sites = [site for site in model.body.sites() if site.layer is not None]
+    sites = [site for site in sites if model.body.status(site).state != "refused"]
+    session = Session(model.module, model.body, [], sites, shape=(len(tokens), tokens.width), borrow=True)
+    with torch.no_grad(), session:
+        model.module(**model.inputs(tokens))
+    for site in sites:
+        if site in session.overwritten or session.values[site].untyped_storage().data_ptr() in kept:
+            found.add(site.kind)
+    return frozenset(found)
 
 
 # -- what may be cut short
@@ -319,7 +427,7 @@ def _suffix(model: "cutaway.models.model.Model", tokens: Tokens) -> str:
     if "past_key_values" not in model.accepts:
         return "its forward takes no key/value cache"
     n = model.body.n_layers
-    if any("k" not in layer.taps for layer in model.body.layers):
+    if any(not {"k", "v"} <= layer.taps.keys() for layer in model.body.layers):
         return "keys and values of some layer cannot be read"
     reads = [Site("resid_post", 0)] + [Site(kind, layer) for layer in range(n) for kind in ("k", "v")]
     full, values = _output(model, tokens, [], reads)

@@ -1,22 +1,29 @@
 """Edits: changes of a site, as data. Declared before a run, checked before it, applied in it, counted after it.
 
 An `Edit` says what; a `Placed` edit says also on which rows and columns of one forward pass. Values never broadcast by
-accident: a value is either one vector for every selected slot (the site's shape without batch and position), or a
-tensor of exactly the selected shape. Values are cast to the activation's dtype and device. Writes are out of place.
+accident: a value is either one vector for every selected slot (the site's shape without batch and position; `replace`
+asks for `fill` where that means several positions), or a tensor of exactly the selected shape. Values are cast to the
+activation's dtype and device. Writes are out of place.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cutaway.errors import BadEdit, EditFailed, EditNeverApplied, OutOfRange, UsageError
+from cutaway.artifacts import require_same_model
+from cutaway.errors import BadEdit, EditFailed, EditNeverApplied, EngineError, OutOfRange, UsageError
 from cutaway.models.activations import Activations
+from cutaway.models.conditions import Condition, Signal
 from cutaway.models.sites import PATTERN_KINDS, Site, Where
+from cutaway.models.spans import Span
 from cutaway.models.tokens import Tokens
+
+if TYPE_CHECKING:
+    import cutaway.models.model
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,15 +32,26 @@ class Edit:
 
     site: Site
     op: str
-    """'patch', 'replace', 'add', 'scale', 'clamp', 'project' or 'apply'."""
+    """'patch', 'replace', 'fill', 'add', 'scale', 'clamp', 'project' or 'apply'."""
     value: Tensor | float | None = None
     scale: float = 1.0
     low: float | None = None
     high: float | None = None
     source: Activations | None = None
     function: Callable[[Tensor], Tensor] | None = None
+    condition: Condition | None = None
+    """Where it acts, decided by a probe earlier in the pass; None: wherever the site selects."""
+    keep_norm: bool = False
+    """Each changed vector gets back the length that it had."""
+    made_for: str = ""
+    """Digest of the only model that it may be used in; '' for any."""
+    versions: tuple[int, ...] | None = field(default=None, repr=False)
+    """How often its tensors had been changed in place when the edit was made."""
 
     def __post_init__(self) -> None:
+        self._require_kinds()
+        if self.versions is None:
+            object.__setattr__(self, "versions", self._versions())
         if isinstance(self.value, Tensor) and (self.value.dtype == torch.bool or self.value.is_complex()):
             raise BadEdit(
                 f"edit of {self.site}: a value of {self.value.dtype} cannot be written into an activation; give floats",
@@ -55,9 +73,15 @@ class Edit:
                 "be above high=",
                 site=str(self.site),
             )
-        if self.op == "project" and (not isinstance(self.value, Tensor) or float(self.value.norm()) == 0.0):
+        if (self.op == "project" or self.along) and not (isinstance(self.value, Tensor) and bool(self.value.any())):
+            verb = "clamp(along=)" if self.along else "project_out"
             raise BadEdit(
-                f"edit of {self.site}: project_out needs a direction, a tensor that is not zero", site=str(self.site)
+                f"edit of {self.site}: {verb} needs a direction, a tensor that is not zero", site=str(self.site)
+            )
+        if self.keep_norm and (self.slot_ndim == 0 or self.site.kind in PATTERN_KINDS):
+            raise BadEdit(
+                f"edit of {self.site}: it is no vector, so it has no length to keep; leave keeping_norm() out",
+                site=str(self.site),
             )
         if self.source is not None and self.site.base not in self.source.tensors:
             raise BadEdit(
@@ -69,11 +93,86 @@ class Edit:
     def __str__(self) -> str:
         return f"{self.site}.{self.op}"
 
+    def when(self, condition: Condition) -> "Edit":
+        """The same edit, only where a probe earlier in the pass is over its threshold."""
+        if self.condition is not None:
+            raise BadEdit(f"edit {self}: it has a condition already; one is enough", site=str(self.site))
+        return replace(self, condition=condition)
+
+    def keeping_norm(self) -> "Edit":
+        """The same edit, after which each changed vector is scaled back to the length that it had: it turns and does
+        not grow."""
+        return replace(self, keep_norm=True)
+
+    @property
+    def along(self) -> bool:
+        """A clamp of the projection on a direction."""
+        return self.op == "clamp" and self.value is not None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """What it changes, then what its condition reads."""
+        return (self.site,) if self.condition is None else (self.site, self.condition.site)
+
+    def check_model(self, model: "cutaway.models.model.Model") -> None:
+        """Refuse a model that it was not made for (WrongModel), and a condition that does not fit (BadEdit)."""
+        if self.made_for:
+            require_same_model(self.made_for, model.digest, f"edit {self}")
+        if self.condition is not None:
+            self.condition.check(model, self.site)
+
+    def _require_kinds(self) -> None:
+        """Numbers are numbers, tensors hold numbers, a source is a capture: nothing else that torch would broadcast."""
+        for name, number in (("factor", self.scale), ("low=", self.low), ("high=", self.high)):
+            if number is not None and not _is_number(number):
+                raise BadEdit(
+                    f"edit of {self.site}: {name} is {_described(number)}, and one number is needed; for one a slot "
+                    "use apply(function)",
+                    site=str(self.site),
+                )
+        value, source = self.value, self.source
+        if value is not None and not isinstance(value, Tensor) and not _is_number(value):
+            raise BadEdit(
+                f"edit of {self.site}: the value is {_described(value)}; give a tensor: torch.as_tensor(value)",
+                site=str(self.site),
+            )
+        if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_meta):
+            raise BadEdit(
+                f"edit of {self.site}: the value holds no plain numbers ({value.layout}, on {value.device}); give a "
+                "dense tensor on the CPU or on the model's device",
+                site=str(self.site),
+            )
+        if (self.op == "patch") != (source is not None) or not isinstance(source, Activations | None):
+            raise BadEdit(
+                f"edit of {self.site}: patch takes what model.capture returns, not {_described(source)}; for a tensor "
+                "of the selected shape use replace(tensor)",
+                site=str(self.site),
+            )
+        if self.op == "apply" and not callable(self.function):
+            raise BadEdit(
+                f"edit of {self.site}: apply takes a function of the value, not {_described(self.function)}",
+                site=str(self.site),
+            )
+
+    def _versions(self) -> tuple[int, ...]:
+        found = [self.value] if self.source is None else [self.source.tensors.get(self.site.base)]
+        return tuple(-1 if t.is_inference() else t._version for t in found if isinstance(t, Tensor))
+
+    def require_unchanged(self) -> None:
+        """Refuse an edit whose tensor was changed in place after the edit was made: it would be another edit."""
+        if self.versions != self._versions():
+            raise BadEdit(
+                f"edit of {self.site}: its {'source' if self.source else 'value'} was changed in place after the edit "
+                "was made, so that it would write other numbers than were given; give a copy: value.clone()",
+                site=str(self.site),
+            )
+
     def take(self, rows: Sequence[int]) -> "Edit | None":
         """The edit as it applies to the given rows of its inputs; None when it selects none of them."""
+        self.require_unchanged()
         changed = self
         if self.source is not None:
-            changed = replace(changed, source=self.source.take(rows))
+            changed = replace(changed, source=self.source.take(rows), versions=None)
         value_rows = list(rows)
         if self.site.batch_rows is not None:
             place = {row: i for i, row in enumerate(self.site.batch_rows)}
@@ -83,20 +182,22 @@ class Edit:
             changed = replace(changed, site=replace(self.site, batch_rows=kept))
             value_rows = [place[rows[i]] for i in kept]
         if isinstance(self.value, Tensor) and self.per_row:
-            changed = replace(changed, value=self.value[torch.tensor(value_rows, device=self.value.device)])
+            index = torch.tensor(value_rows, device=self.value.device)
+            changed = replace(changed, value=self.value[index], versions=None)
         return changed
 
     @cached_property
     def slot_ndim(self) -> int:
         """Axes of one selected slot: 1 in the residual stream; heads have 2, one head 1, one neuron 0; a pattern
         [head key]."""
-        whole = 2 if self.site.axis in ("head", "kv_head") else 1
+        whole = 2 if self.site.axis in ("head", "kv_head", "expert") else 1
         return whole - (1 if isinstance(self.site.unit, int) else 0)
 
     @cached_property
     def per_row(self) -> bool:
         """The value has a batch axis: one entry a row."""
-        return isinstance(self.value, Tensor) and self.op != "project" and self.value.ndim > self.slot_ndim
+        whole = isinstance(self.value, Tensor) and self.op not in ("project", "clamp")
+        return whole and self.value.ndim > self.slot_ndim  # type: ignore[union-attr]
 
 
 def edits_of(edits: Any) -> tuple[Edit, ...]:
@@ -105,6 +206,11 @@ def edits_of(edits: Any) -> tuple[Edit, ...]:
         raise UsageError(f"edits: one edit was given ({edits}); give a list of edits, as in edits=[site.zero()]")
     if isinstance(edits, str | Site) or not isinstance(edits, Iterable):
         raise UsageError(f"edits: {edits!r} is no list of edits; give edits=[...], each made of a site: {_MADE}")
+    if isinstance(edits, Iterator):
+        raise UsageError(
+            f"edits: a {type(edits).__name__} is empty after its first use, and the next run with it would have no "
+            "edits; give a list: list(edits)"
+        )
     found = tuple(edits)
     for edit in found:
         if not isinstance(edit, Edit):
@@ -113,6 +219,15 @@ def edits_of(edits: Any) -> tuple[Edit, ...]:
 
 
 _MADE = "sites.z[1].zero(), sites.resid_post[0].add(vector)"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (getattr(value, "ndim", None) == 0 and hasattr(value, "__float__"))
+
+
+def _described(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"a {type(value).__name__} of shape {list(shape)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +243,9 @@ class Placed:
     ends: tuple[int, ...] | None = None
     """While generating, the lengths of the prompts: negative positions count from there, and a position that is not
     there yet is passed over."""
+
+    def __post_init__(self) -> None:
+        self.edit.require_unchanged()
 
     @property
     def site(self) -> Site:
@@ -164,8 +282,15 @@ class Placed:
     def _check_value(self, value: Tensor, slot: list[int]) -> None:
         if self.site.kind in PATTERN_KINDS:  # the key axis is as wide as the rows
             slot = [*slot[:-1], self.tokens.width if self.tokens is not None else value.shape[-1]]
+        if self.edit.op in ("project", "clamp") and len(slot) > 1:
+            raise BadEdit(
+                f"edit of {self.site}: {self.edit.op} takes one direction, and a slot here is {slot}; select one head",
+                site=str(self.site),
+            )
         shape, allowed = list(value.shape), [slot]
-        if self.tokens is not None and self.edit.op != "project":
+        if self.edit.op == "replace" and not isinstance(self.site.pos, int | str):
+            allowed = []  # one vector at many positions is often one that was meant for another place
+        if self.tokens is not None and self.edit.op not in ("project", "clamp", "fill"):
             columns = self.tokens.positions(self.site.pos, ends=self.ends)
             counts = {len(columns[row]) for row in self._rows()}
             if self.site.pos is None:
@@ -179,10 +304,13 @@ class Placed:
                 if isinstance(self.site.pos, int | str):
                     allowed.append([n_rows, *slot])
         if shape not in allowed:
-            shown = " or ".join(str(a) for a in allowed)
+            shown = (
+                " or ".join(str(a) for a in allowed) or "a tensor for each row, which select unequal numbers of tokens"
+            )
+            way = f"; for one vector {slot} in every slot use fill(vector)" if self.edit.op == "replace" else ""
             raise BadEdit(
-                f"edit of {self.site}: the value has shape {shape}, the selection takes {shown} (one vector for "
-                "every slot, or the exact shape); nothing is broadcast",
+                f"edit of {self.site}: the value has shape {shape}, the selection takes {shown}; nothing is "
+                f"broadcast{way}",
                 site=str(self.site),
                 found=shape,
                 allowed=allowed,
@@ -232,18 +360,33 @@ class Placed:
 
     # -- applying
 
-    def apply(self, out: Tensor) -> bool:
-        """Write into `out`, a private copy laid out [batch pos ...]. False when no selected slot is in this pass."""
+    def apply(self, out: Tensor, signal: Signal | None = None) -> bool:
+        """Write into `out`, a private copy laid out [batch pos ...]. False when no selected slot is in this pass.
+
+        `signal` holds the scores of the edit's condition, up to the last column of this pass.
+        """
+        if self.edit.condition is None:
+            return self._write(out)
+        if signal is None or signal.stop < self.start + out.shape[1] or self.tokens is None:
+            raise EngineError(
+                f"edit {self.edit}: its condition at {self.edit.condition.site} had no value when the edit was to act; "
+                "choose a site that this model comes to before the edit",
+                site=str(self.site),
+            )
+        before = out.clone()
+        if not self._write(out):
+            return False
+        rows = slice(self.first, self.first + len(self.tokens))
+        acts = self.edit.condition.holds(signal, self.tokens, self.first, self.start, out.shape[1])
+        acts = acts.reshape(*acts.shape, *[1] * (out.ndim - 2))
+        out[rows] = torch.where(acts, out[rows], before[rows])
+        return True
+
+    def _write(self, out: Tensor) -> bool:
         if self.site.pos is None and self.site.batch_rows is None:
             return self._apply_to_all(out)
         rows = self._rows() if self.tokens is not None else list(self.site.batch_rows or range(out.shape[0]))
-        columns = self._columns(out, rows)
-        slots = [
-            (r, i, k, c - self.start)
-            for i, r in enumerate(rows)
-            for k, c in enumerate(columns[r])
-            if 0 <= c - self.start < out.shape[1]
-        ]
+        slots = self._slots(out, rows)
         if not slots:
             return False
         at = (torch.tensor([self.first + s[0] for s in slots]), torch.tensor([s[3] for s in slots]))
@@ -255,6 +398,35 @@ class Placed:
         else:
             out[at[0][:, None], at[1][:, None], torch.tensor(self.site.unit)[None, :]] = new
         return True
+
+    def _slots(self, out: Tensor, rows: list[int]) -> list[tuple[int, int, int, int]]:
+        """Row, place of the row, place in the row's selection, and column of this pass, of each selected slot in it."""
+        width = out.shape[1]
+        if isinstance(self.site.pos, Span) and self.tokens is not None:
+            return [
+                (r, i, k, k + first - self.start)
+                for i, r in enumerate(rows)
+                for first, places in [self._in_pass(self.site.pos, r, width)]
+                for k in places
+            ]
+        columns = self._columns(out, rows)
+        return [
+            (r, i, k, c - self.start)
+            for i, r in enumerate(rows)
+            for k, c in enumerate(columns[r])
+            if 0 <= c - self.start < width
+        ]
+
+    def _in_pass(self, span: Span, row: int, width: int) -> tuple[int, range]:
+        """First column of a span, and which of its places lie in this pass."""
+        assert self.tokens is not None
+        n, n_prompt = self.tokens.lengths[row], self.tokens.roles["end"][row] + 1
+        anchor = n if self.ends is None else self.ends[row]
+        if self.ends is not None and (self.edit.source is not None or self.edit.per_row):
+            n = anchor  # a donor speaks of the prompt alone
+        found, offset = span.within(n, n_prompt, anchor), self.tokens.offsets[row]
+        first = found.start + offset
+        return first, range(max(0, self.start - first), min(len(found), self.start + width - first))
 
     def _apply_to_all(self, out: Tensor) -> bool:
         """All positions of all own rows: slices instead of index lists. A donor covers the columns that it has."""
@@ -344,6 +516,13 @@ class Placed:
         return tensor[place, torch.tensor([k for _, _, k, _ in slots], device=tensor.device)]
 
     def _new(self, old: Tensor, fit: Callable[[Tensor], Tensor]) -> Tensor:
+        new = self._changed(old, fit)
+        if not self.edit.keep_norm:
+            return new
+        had, has = old.float().norm(dim=-1, keepdim=True), new.float().norm(dim=-1, keepdim=True)
+        return new * torch.where(has > 0, had / has, torch.ones_like(has)).to(new.dtype)
+
+    def _changed(self, old: Tensor, fit: Callable[[Tensor], Tensor]) -> Tensor:
         edit = self.edit
         match edit.op:
             case "patch":
@@ -352,11 +531,15 @@ class Placed:
                 if self.site.kind in PATTERN_KINDS:
                     donor = donor.transpose(1, 2)
                 return fit(self._pick_units(donor, 2)).to(old)
-            case "replace" | "add":
+            case "replace" | "fill" | "add":
                 value = self._value(old, fit)
-                return value.expand_as(old) if edit.op == "replace" else old + edit.scale * value
+                return old + edit.scale * value if edit.op == "add" else value.expand_as(old)
             case "scale":
                 return old * edit.scale
+            case "clamp" if isinstance(edit.value, Tensor):
+                unit = edit.value.to(old) / edit.value.to(old).norm()
+                found = old @ unit
+                return old + (found.clamp(edit.low, edit.high) - found)[..., None] * unit
             case "clamp":
                 return old.clamp(edit.low, edit.high)
             case "project":
@@ -372,10 +555,15 @@ class Placed:
         if not isinstance(value, Tensor):
             return torch.as_tensor(value, dtype=old.dtype, device=old.device)
         if self.site.kind == "module":
-            if value.shape not in (old.shape, old.shape[1:], old.shape[2:]):
+            slot = old.shape[2:] if old.ndim == 3 and self.site.pos is None else old.shape[1:]
+            one = self.edit.op != "replace" or isinstance(self.site.pos, int) or old.ndim != 3
+            if value.shape != old.shape and not (one and value.shape == slot):
+                way = (
+                    f"; for one vector {list(slot)} in every slot use fill(vector)" if self.edit.op == "replace" else ""
+                )
                 raise BadEdit(
                     f"edit of {self.site}: the value has shape {list(value.shape)}, the site {list(old.shape)}; "
-                    "nothing is broadcast",
+                    f"nothing is broadcast{way}",
                     site=str(self.site),
                 )
             return value.to(old)

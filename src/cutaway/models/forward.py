@@ -3,18 +3,22 @@ made of."""
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from cutaway.artifacts import require_same_model
 from cutaway.errors import EngineError, ModelInTraining, OutOfMemory, SiteUnavailable, UsageError
+from cutaway.models import attention
 from cutaway.models.anatomy import Anatomy
 from cutaway.models.edits import Edit, Placed
+from cutaway.models.known import Known
 from cutaway.models.sites import Site
-from cutaway.models.taps import Resume, Session
+from cutaway.models.taps import Resume, Session, every, forward_replaced
 from cutaway.models.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -55,16 +59,32 @@ def logit_columns(tokens: Tokens, logits: LogitsAt) -> list[list[int]] | None:
 
 def check(model: "cutaway.models.model.Model", edits: Sequence[Placed], reads: Sequence[Site]) -> None:
     """All that can be known before the forward: sites exist, are editable, values fit, sources are of this model."""
-    if any(part.training for part in model.module.modules()):
+    check_mode(model)
+    check_run(model, edits, reads)
+
+
+def check_mode(model: "cutaway.models.model.Model") -> None:
+    """Refuse a model in training mode (ModelInTraining)."""
+    if any(part.training for part in every(model.module)):
         raise ModelInTraining(
             "the model is in training mode, so dropout would make runs random; call model.module.eval() first"
         )
+
+
+def check_run(
+    model: "cutaway.models.model.Model", edits: Sequence[Placed], reads: Sequence[Site], digest: str | None = None
+) -> None:
+    """What `check` checks of one run; `digest` is the model's, where a caller with many runs has it at hand."""
     for site in [*reads, *(placed.site for placed in edits)]:
         if site.kind == "module":
             model.submodule(site.path or "")
-    for source in [placed.edit.source for placed in edits]:
-        if source is not None and source.model != model.digest:
-            require_same_model(source.model, model.digest, "the source of a patch")
+    sources = [placed.edit.source for placed in edits if placed.edit.source is not None]
+    own = digest or model.digest if sources else ""
+    for source in sources:
+        if source.model != own:
+            require_same_model(source.model, own, "the source of a patch")
+    for placed in edits:
+        placed.edit.check_model(model)
     if model.anatomy is None:
         return
     for site in reads:
@@ -93,12 +113,19 @@ def forward(
     resume: Resume | None = None,
     cache: Any = None,
     keep_graph: bool = False,
+    vocab: Int[Tensor, "batch id"] | None = None,
+    narrow: bool = False,
+    known: Known | None = None,
+    once: bool = False,
 ) -> tuple[Tensor | None, dict[Site, Tensor]]:
     """Logits at the wanted columns [batch columns d_vocab] (None when none are wanted) and the values of the sites
     read.
 
     With `start`, only the columns from there on are computed and `cache` holds keys and values of the earlier ones;
-    values of sites then cover the computed columns (keys and values: all). Edits must all fire exactly once.
+    values of sites then cover the computed columns (keys and values: all). Edits must all fire exactly once. With
+    `vocab`, logits are those of each row's token ids alone, [batch columns id]; with `narrow` the unembedding computes
+    no others. `known` is what the first computed block takes from another pass; `once`: the modules
+    that are read are known to run once, so that the pass may stop after them.
     """
     whole = any(site.kind == "logits" for site in [*reads, *(p.site for p in edits)])
     wanted = logits if logits is None or any(logits) else []
@@ -109,6 +136,9 @@ def forward(
     if wanted and not whole and "logits_to_keep" in model.accepts:
         keep = sorted({column for row in wanted for column in row})
         kwargs["logits_to_keep"] = torch.tensor([column - start for column in keep], device=model.device)
+    narrow = narrow and vocab is not None and bool(wanted) and not whole
+    # a module that runs more often than once is noticed at the end of the pass
+    stop_early = wanted == [] and not model.dispatched and (once or all(site.kind != "module" for site in reads))
     session = Session(
         model.module,
         model.anatomy,
@@ -117,13 +147,18 @@ def forward(
         shape=(len(tokens), tokens.width - start),
         start=start,
         resume=resume,
-        # a module that runs more often than once is noticed at the end of the pass
-        stop_early=wanted == [] and not model.dispatched and all(site.kind != "module" for site in reads),
+        stop_early=stop_early,
         keep_graph=keep_graph,
     )
     out = None
-    with memory_named(len(tokens)), torch.set_grad_enabled(keep_graph), session:
-        out = model.module(**kwargs)
+    with memory_named(len(tokens)), torch.set_grad_enabled(keep_graph), ExitStack() as stack:
+        if known is not None:
+            stack.enter_context(known.installed(model, session))
+        if narrow:
+            assert vocab is not None
+            stack.enter_context(_narrowed(model, vocab, wanted or [], keep, start, session))
+        with session:
+            out = model.module(**kwargs)
     session.check_fired()
     if wanted == []:
         return None, session.values
@@ -132,16 +167,53 @@ def forward(
         raise SiteUnavailable(
             f"{type(model.module).__name__} returns no logits; ask for logits='none' and read sites", reason="no logits"
         )
-    selected = select_logits(found, wanted, keep, start)
+    selected = found if narrow else select_logits(found, wanted, keep, start)
+    if vocab is not None and not narrow:
+        selected = selected.gather(2, vocab.to(selected.device)[:, None].expand(-1, selected.shape[1], -1))
     if edits:
         real = select_logits(tokens.mask[:, start:, None], wanted, None, start)[..., 0].to(selected.device)
         refuse_overflow(
             edits,
             selected[real],
             real.nonzero()[:, 0],
-            lambda: forward(model, tokens, logits=logits, start=start, resume=resume, cache=cache)[0][real],  # type: ignore[index]
+            lambda: _again(model, tokens, logits, start, resume, cache, vocab)[real],
         )
     return selected, session.values
+
+
+def _again(model: Any, tokens: Tokens, logits: Any, start: int, resume: Any, cache: Any, vocab: Any) -> Tensor:
+    """The logits of the same pass without edits."""
+    found, _ = forward(model, tokens, logits=logits, start=start, resume=resume, cache=cache, vocab=vocab)
+    assert found is not None
+    return found
+
+
+def narrows(model: "cutaway.models.model.Model") -> bool:
+    """The unembedding is a plain linear map, so that single columns of it can be computed."""
+    path = model.anatomy.unembed if model.anatomy is not None else None
+    return path is not None and not model.dispatched and type(model.module.get_submodule(path)) is nn.Linear
+
+
+def _narrowed(
+    model: "cutaway.models.model.Model",
+    vocab: Int[Tensor, "batch id"],
+    wanted: list[list[int]],
+    keep: list[int] | None,
+    start: int,
+    session: Session,
+) -> Any:
+    """While open, the unembedding gives of each row only the wanted columns and ids."""
+    unembed: Any = model.module.get_submodule(model.body.unembed or "")
+    whole, ids = unembed.forward, vocab.to(unembed.weight.device)
+
+    def forward(hidden: Tensor) -> Tensor:
+        if attention.active.get() is not session:
+            return whole(hidden)
+        entries = select_logits(hidden, wanted, keep, start)
+        found = torch.einsum("rcd,rvd->rcv", entries, unembed.weight[ids])
+        return found if unembed.bias is None else found + unembed.bias[ids][:, None]
+
+    return forward_replaced(unembed, forward)
 
 
 def refuse_overflow(edits: Sequence[Placed], found: Tensor, rows: Tensor, plain: Callable[[], Tensor]) -> None:
@@ -191,14 +263,29 @@ def run_raw(
     model: "cutaway.models.model.Model", inputs: Raw, edits: Sequence[Edit], reads: Sequence[Site]
 ) -> tuple[Any, dict[Site, Tensor]]:
     """One pass of a wrapped module: its own output, and the sites read."""
+    refuse_passed(inputs, edits)
     placed = [Placed(edit, None) for edit in edits]
     check(model, placed, reads)
-    session, out = Session(model.module, None, placed, reads), None
+    session, out = Session(model.module, model.anatomy, placed, reads), None
     rows = next((len(t) for t in [*inputs.args, *inputs.kwargs.values()] if isinstance(t, Tensor) and t.ndim), 1)
     with memory_named(rows), torch.no_grad(), session:
         out = model.module(*inputs.args, **inputs.kwargs)
     session.check_fired()
     return out, session.values
+
+
+def refuse_passed(inputs: Raw, edits: Sequence[Edit]) -> None:
+    """A position in a pass that goes on from a filled cache would be counted from the first new token."""
+    lengths = [getattr(item, "get_seq_length", int)() for item in [*inputs.args, *inputs.kwargs.values()]]
+    n = max((int(length) for length in lengths), default=0)
+    for edit in edits:
+        if n and edit.site.pos is not None:
+            raise UsageError(
+                f"edit {edit}: this pass goes on from a cache of {n} tokens and computes the new ones alone, so "
+                "earlier positions have passed; edit them in the run that fills the cache, or use model.generate, that "
+                "counts positions",
+                site=str(edit.site),
+            )
 
 
 class memory_named:

@@ -25,8 +25,10 @@ from cutaway.errors import (
 from cutaway.models import audit as auditing
 from cutaway.models import stored
 from cutaway.models.anatomy import Anatomy
-from cutaway.models.model import Model, weights
-from cutaway.models.resolve import Trace, gap, resolve, rounding
+from cutaway.models.examples import Example, example
+from cutaway.models.forward import Raw
+from cutaway.models.model import Model, raw_of, weights
+from cutaway.models.resolve import Trace, find_body, gap, resolve, rounding
 from cutaway.models.taps import first_output, watch
 from cutaway.models.tokens import Tokens
 
@@ -49,11 +51,12 @@ def load(
 
     The module is Hugging Face's own and stays untouched: no weights are folded, no submodule is replaced, an in-memory
     model keeps its device, dtype and mode. `audit` proves the site map on the loaded weights (some twenty short
-    forward passes); without it sites are 'structural'.
+    forward passes); without it sites are 'structural'. A model that does not run on rows of token ids (images, sound,
+    encoder-decoders) comes as `wrap(module, inputs=...)` gives it, watched on random inputs of its own shape.
 
     Raises ModelNotFound (with the nearest embedded name), ModelIncomplete for a folder that lacks files or tensors,
-    ModelNotFinite for NaN or infinite weights, SelfCheckFailed for a model that cannot be watched on rows of token ids
-    (encoder-decoders, images): `wrap` takes any.
+    ModelNotFinite for NaN or infinite weights, SelfCheckFailed for a model in which no body is found: `wrap` takes
+    any.
     """
     if isinstance(source, nn.Module):
         if device is not None or dtype is not None or device_map is not None:
@@ -113,16 +116,84 @@ def _dtype(dtype: Any) -> Any:
     return known[name]
 
 
-def wrap(module: nn.Module, name: str | None = None) -> Model:
+def wrap(
+    module: nn.Module, name: str | None = None, *, inputs: Any = None, body: str | None = None, audit: bool = True
+) -> Model:
     """Any `nn.Module`, with sites by module path: `sites.module('encoder.layer.0', 'input')`. Runs take its own
-    arguments."""
-    _refuse_nan(module, name or type(module).__name__)
-    return Model(module, None, None, name or type(module).__name__)
+    arguments.
+
+    With `inputs` (an example of them: a tensor, a tuple, or a dict of keyword arguments; two rows or more) a body of
+    residual blocks is looked for, and its sites have their names too (`resid_post.3`, `pattern.1`); positions are then
+    counted in the body's own (patches of an image, frames of sound). `body` is the path below which to look, as in
+    'encoder'; without it the body is the last stack of blocks with attention that runs, which is the decoder of an
+    encoder-decoder and the text of a model that also sees. Everything else keeps its module sites. `audit` proves the
+    identities of the body's sites on the example.
+
+    Raises SelfCheckFailed when no such body is found, UnknownSite for a `body` that is no module.
+    """
+    shown = name or type(module).__name__
+    _refuse_nan(module, shown)
+    model = Model(module, None, None, shown)
+    if inputs is None:
+        if body is not None:
+            raise UsageError("body= needs inputs=, an example of what the module takes")
+        return model
+    return _with_body(model, raw_of(inputs), body, audit=audit)
+
+
+def _with_body(model: Model, given: Raw, body: str | None, *, audit: bool) -> Model:
+    """The model with the anatomy of one body, traced and (when asked) audited on an example."""
+    module = model.module
+    if body is not None:
+        model.submodule(body)
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        blocks = find_body(_watched(module, given, (0, 0)), module, body)
+        if not blocks:
+            raise _not_traced(module, "no list of blocks that pass a residual stream [batch pos d_model] on was found")
+        shape = (int(blocks[0].value.shape[0]), int(blocks[0].value.shape[1]))
+        head = _head(module)
+        trace = _watched(module, given, shape)
+        anatomy = resolve(trace, module, head=head, embedding=None, n_vocab=None, blocks=find_body(trace, module, body))
+        why = "a wrapped module's output is what its own call returns: model.run(inputs).logits has it"
+        refused = {**anatomy.refused, "logits": why, "embed": "a wrapped module names no token embedding"}
+        model._anatomy = replace(
+            anatomy, taps={k: v for k, v in anatomy.taps.items() if k == "final_norm"}, refused=refused
+        )
+        model.example = Example(given, shape)
+        if audit:
+            model._anatomy = auditing.audit_example(model, model.example)
+    finally:
+        for part in training:
+            part.training = True
+    return model
+
+
+def _watched(module: nn.Module, given: Raw, shape: tuple[int, int]) -> Trace:
+    interface = hasattr(getattr(module, "config", None), "_attn_implementation")
+    try:
+        return watch(module, lambda: module(*given.args, **given.kwargs), shape, with_attention=interface)
+    except Exception as error:
+        raise _not_traced(
+            module, f"a pass on the example fails ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+
+
+def _head(module: nn.Module) -> nn.Module | None:
+    try:
+        return module.get_output_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def from_module(module: nn.Module, tokenizer: Any, *, name: str, audit: bool) -> Model:
-    """The model of a Hugging Face module: traced, resolved and (when asked) audited."""
+    """The model of a Hugging Face module: traced, resolved and (when asked) audited. One that does not run on token ids
+    alone is wrapped, with the body that an example of its inputs shows."""
     _refuse_nan(module, name)
+    given = None if runs_on_tokens(module) else example(module)
+    if given is not None:
+        return _with_body(Model(module, tokenizer, None, name), given, None, audit=audit)
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -135,19 +206,26 @@ def from_module(module: nn.Module, tokenizer: Any, *, name: str, audit: bool) ->
     return model
 
 
+def runs_on_tokens(module: nn.Module) -> bool:
+    """A decoder or an encoder of text, which `trace_anatomy` can watch."""
+    config = getattr(module, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return False
+    tokens = getattr(module, "main_input_name", "input_ids") == "input_ids"
+    return tokens and not (hasattr(config, "vision_config") and _head(module) is None)
+
+
 def trace_anatomy(module: nn.Module) -> Anatomy:
     """Resolve the anatomy from one short traced pass on random ids; two more passes say how tokens are numbered."""
     config = getattr(module, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise _not_traced(module, "encoder-decoder models are not supported by load yet")
     embedding, head = _ends(module)
-    ids = auditing.probe_ids(module, rows=2, length=6)
+    ids = auditing.probe_ids(module, rows=3, length=7)
     model = Model(module, None, None, type(module).__name__)
     tokens = model.encode(ids)
     interface = hasattr(config, "_attn_implementation")
     out: list[Any] = []
     try:
-        trace = watch(module, lambda: out.append(module(**model.inputs(tokens))), with_attention=interface)
+        trace = watch(module, lambda: out.append(module(**model.inputs(tokens))), (3, 7), with_attention=interface)
         with torch.no_grad():
             plain = first_output(module(input_ids=tokens.ids.to(model.device)), "")[1]
             ours = {flag: _first(model, tokens, positions=flag) for flag in (True, False)}
@@ -334,7 +412,7 @@ def _read_module(where: str, name: str, offline: bool, **options: Any) -> nn.Mod
     device = options.pop("device", None)
     pinned = {"revision": options["revision"]} if "revision" in options else {}
     # a tensor that the files lack would be drawn at random
-    with _named_errors(name, local), no_bars(), torch.random.fork_rng(devices=[]):
+    with _named_errors(name, where), no_bars(), _no_report(), torch.random.fork_rng(devices=[]):
         config = AutoConfig.from_pretrained(where, local_files_only=offline, **pinned)
         if local and stored.is_relative(Path(where)):
             state = stored.read_relative(Path(where), stored.base_of(Path(where), EMBEDDED))
@@ -352,7 +430,7 @@ def _read_module(where: str, name: str, offline: bool, **options: Any) -> nn.Mod
     if missing:
         raise ModelIncomplete(
             f"model {name!r}: {len(missing)} tensors are not in the files ({', '.join(missing[:3])}); they would be "
-            "random numbers: download the weights again",
+            f"random numbers: {_again(where, 'the weights')}",
             missing=missing,
         )
     return module.to(device) if device is not None else module
@@ -376,33 +454,54 @@ def _hub_answers(name: str, revision: str | None) -> bool:
 
 
 @contextmanager
-def _named_errors(name: str, local: bool) -> Iterator[None]:
+def _named_errors(name: str, where: str) -> Iterator[None]:
     """What reading a model's files raises, as errors that say what to do."""
     from safetensors import SafetensorError
 
+    local = Path(where).is_dir()
     try:
         yield
     except SafetensorError as error:
         raise ModelIncomplete(
-            f"model {name!r}: a weight file is broken or half-downloaded ({error}); download it again", missing=[]
+            f"model {name!r}: a weight file is broken or half-downloaded ({error}); {_again(where, 'it')}", missing=[]
         ) from error
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         raise ModelIncomplete(
-            f"model {name!r}: its weights do not fit its config.json ({_first_line(error)}); download both again",
+            f"model {name!r}: its weights do not fit its config.json ({_first_line(error)}); {_again(where, 'both')}",
             missing=[],
         ) from error
     except (OSError, ValueError, KeyError) as error:
         if local:
             raise ModelIncomplete(
-                f"model {name!r}: the folder cannot be read ({_first_line(error)}); download it again", missing=[]
+                f"model {name!r}: the folder cannot be read ({_first_line(error)}); {_again(where, 'it')}", missing=[]
             ) from error
         raise ModelNotFound(
             f"model {name!r}: not an embedded model (`cutaway models list` shows them), not a folder, and the hub "
             f"did not give it ({_first_line(error)}); check the id, your network, and HF_TOKEN for a gated model",
             name=name,
         ) from error
+
+
+def _again(where: str, what: str) -> str:
+    """What to do about files that are not as they must be."""
+    return (
+        "reinstall cutaway, whose own files these are" if EMBEDDED in Path(where).parents else f"download {what} again"
+    )
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """transformers writes no table of missing tensors while this is open: our error says it."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextmanager
@@ -451,7 +550,8 @@ def _read_tokenizer(where: str, revision: str | None, offline: bool) -> Any:
         )
     except (OSError, ValueError) as error:
         raise ModelIncomplete(
-            f"tokenizer of {where}: it cannot be read ({_first_line(error)}); download it again, or pass tokenizer=",
+            f"tokenizer of {where}: it cannot be read ({_first_line(error)}); {_again(where, 'it')}, or pass "
+            "tokenizer=",
             missing=["tokenizer"],
         ) from error
 
@@ -461,9 +561,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _refuse_nan(module: nn.Module, name: str) -> None:
+    names = {key for key, _ in module.named_parameters()}
     for key, tensor in weights(module):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            count = int((~torch.isfinite(tensor)).sum())
+        bad = ~tensor.isfinite() if key in names else tensor.isnan()  # a buffer may hold the limits of a range
+        if tensor.is_floating_point() and bool(bad.any()):
+            count = int(bad.sum())
             raise ModelNotFinite(
                 f"model {name!r}: {key} holds {count} NaN or infinite numbers; every result would be NaN. Load "
                 "undamaged weights",

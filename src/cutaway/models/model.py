@@ -1,7 +1,6 @@
 """A loaded model: the module, untouched, with its tokenizer and its anatomy. Thin: the work is done by functions
 that take it."""
 
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +24,19 @@ from cutaway.errors import (
 from cutaway.models import generation, gradients
 from cutaway.models.activations import Activations
 from cutaway.models.anatomy import Anatomy
+from cutaway.models.chat import Conversation, chat_ids, conversations
 from cutaway.models.edits import Edit, Placed, edits_of
+from cutaway.models.examples import Example
 from cutaway.models.forward import LogitsAt, Raw, accepted, check, forward, logit_columns, run_raw
 from cutaway.models.sites import Site, SiteSet
+from cutaway.models.taps import every
 from cutaway.models.tokens import Tokens, from_rows
 
-Prompts: TypeAlias = Tokens | str | Sequence[str] | Sequence[Sequence[int]] | Tensor
+Prompts: TypeAlias = (
+    Tokens | str | Sequence[str] | Sequence[Sequence[int]] | Tensor | Conversation | Sequence[Conversation]
+)
+Inputs: TypeAlias = Prompts | Raw | dict[str, Any] | tuple[Any, ...]
+"""Prompts, or what a wrapped module takes: its arguments, as a tensor, a tuple or a dict."""
 Wanted: TypeAlias = Site | SiteSet | str | Iterable[Site | SiteSet | str]
 
 
@@ -44,6 +50,15 @@ class RunResult:
     """The sites read, after the edits."""
 
 
+def raw_of(inputs: Any) -> Raw:
+    """A wrapped module's own arguments: a tensor, a tuple of them, or a dict of keyword arguments."""
+    if isinstance(inputs, Raw):
+        return inputs
+    if isinstance(inputs, dict):
+        return Raw((), inputs)
+    return Raw(tuple(inputs) if isinstance(inputs, tuple) else (inputs,), {})
+
+
 class Model:
     """A module with its tokenizer and anatomy. Made by `cutaway.load` or `cutaway.wrap`; the module stays usable as
     it is."""
@@ -53,8 +68,10 @@ class Model:
         self.tokenizer = tokenizer
         self.name = name
         self._anatomy = anatomy
+        self.example: Example | None = None
+        """For a wrapped module with a body: the inputs on which it was found. Its runs take inputs like them."""
         self.accepts = accepted(module.forward)
-        self._digest: tuple[list[tuple[int, int]], str] | None = None
+        self._digest: tuple[list[tuple[int, int, int]], str] | None = None
 
     def __repr__(self) -> str:
         a = self._anatomy
@@ -103,11 +120,12 @@ class Model:
     def digest(self) -> str:
         """SHA-256 over the configuration and the names and bytes of all weights and buffers that are saved.
 
-        Computed when first asked for, and again after weights were replaced or changed in place (changes through
-        `.data` go unnoticed: torch does not count them).
+        Computed when first asked for, and again after weights were replaced or changed in place (what is changed in
+        place through `.data` goes unnoticed: torch does not count it).
         """
-        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
-        state = [(id(tensor), tensor._version) for tensor in tensors]
+        parts = every(self.module)
+        held = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+        state = [(id(tensor), tensor._version, tensor.data_ptr()) for tensor in held]
         if self._digest is None or self._digest[0] != state:
             content = [[name, digest(tensor)] for name, tensor in sorted(weights(self.module))]
             self._digest = (state, digest([_configuration(self.module), content]))
@@ -131,9 +149,11 @@ class Model:
         bos: bool | None = None,
         mask: Tensor | None = None,
     ) -> Tokens:
-        """Token rows of prompts: texts, lists of ids, or a tensor of ids [batch pos] (with its mask, when it is
-        padded).
+        """Token rows of prompts: texts, lists of ids, a tensor of ids [batch pos] (with its mask, when it is padded),
+        or conversations, which go through the tokenizer's chat template: [{"role": "user", "content": "Hello"}].
 
+        Padding in ids without a mask: after a row it is left out where it cannot be text, for what comes later changes
+        nothing before it; before a row it is refused, since it would be read as text.
         `bos`: True or False adds or leaves out the beginning-of-sequence token; None is the tokenizer's own habit.
         `roles` names positions: for each name one index a row, counted in the row without padding, BOS included.
         """
@@ -141,11 +161,26 @@ class Model:
             if roles is not None or bos is not None or mask is not None:
                 raise UsageError("roles=, bos= and mask= belong to prompts; these are encoded already, with their own")
             return self.admit(prompts)
+        if isinstance(prompts, Mapping):
+            raise UsageError(
+                f"prompts: a {type(prompts).__name__} of {', '.join(map(repr, prompts))}, whose names would be run as "
+                "texts; give encode(found['input_ids'], mask=found['attention_mask'])"
+            )
         if isinstance(prompts, Tensor):
             return self._texts(self.admit(_from_tensor(prompts, mask, roles, self)))
         if isinstance(prompts, str):
             prompts = [prompts]
+        if (talks := conversations(prompts)) is not None:
+            if bos is not None:
+                raise UsageError("bos= belongs to texts; the chat template of messages says how they begin")
+            prompts = chat_ids(self.tokenizer, talks, self.name)
         rows = [self._ids(p, bos) if isinstance(p, str) else _whole_numbers(p) for p in prompts]
+        given = [row for p, row in zip(prompts, rows) if not isinstance(p, str)]
+        if mask is not None or (
+            self.tokenizer is not None and len(set(map(len, given))) == 1 and len(given) == len(rows)
+        ):
+            mask = None if mask is None else torch.as_tensor(mask)
+            return self._texts(self.admit(_from_tensor(torch.tensor(rows), mask, roles, self)))
         return self._texts(self.admit(from_rows(rows, pad=pad, pad_id=self.pad_id, roles=roles)))
 
     def admit(self, tokens: Tokens, new: int = 1) -> Tokens:
@@ -253,12 +288,12 @@ class Model:
 
     # -- runs
 
-    def capture(self, inputs: Prompts | Raw, wanted: Wanted) -> Activations:
+    def capture(self, inputs: Inputs, wanted: Wanted) -> Activations:
         """The values of sites in a plain run. Cost: one forward pass, cut short after the deepest site."""
         return self.run(inputs, reads=wanted, logits="none").activations
 
     def run(
-        self, inputs: Prompts | Raw, edits: Sequence[Edit] = (), reads: Wanted = (), logits: LogitsAt = "all"
+        self, inputs: Inputs, edits: Sequence[Edit] = (), reads: Wanted = (), logits: LogitsAt = "all"
     ) -> RunResult:
         """One forward pass with edits, reads and logits where asked.
 
@@ -266,9 +301,9 @@ class Model:
         module is left as it was in every case.
         """
         edits = edits_of(edits)
-        if isinstance(inputs, Raw) or self._anatomy is None:
+        if isinstance(inputs, Raw) or self._anatomy is None or self.example is not None:
             return self._run_raw(inputs, edits, reads)
-        tokens = self.encode(inputs)
+        tokens = self.encode(inputs)  # type: ignore[arg-type]
         found = self.body.expand(reads) if reads or isinstance(reads, Site | SiteSet) else []
         if not found and logits == "none":
             raise UsageError("this run returns nothing: ask for reads, or for logits")
@@ -279,28 +314,22 @@ class Model:
         return RunResult(out, Activations(ordered, tokens, self.digest))
 
     def _run_raw(self, inputs: Any, edits: Sequence[Edit], reads: Wanted) -> RunResult:
-        raw = (
-            inputs
-            if isinstance(inputs, Raw)
-            else Raw(
-                *(
-                    ((), inputs)
-                    if isinstance(inputs, dict)
-                    else (tuple(inputs) if isinstance(inputs, tuple) else (inputs,), {})
-                )
-            )
-        )
+        raw = raw_of(inputs)
         wanted = [reads] if isinstance(reads, Site | SiteSet | str) else reads
-        found: list[Any] = [Site.parse(s) if isinstance(s, str) else s for s in wanted]
+        if self.example is not None:
+            found = self.body.expand(wanted) if wanted else []
+        else:
+            found = [Site.parse(s) if isinstance(s, str) else s for s in wanted]
         for site in [*found, *(e.site for e in edits)]:
-            if not isinstance(site, Site) or site.kind != "module":
+            if not isinstance(site, Site) or (site.kind != "module" and self.example is None):
                 raise SiteUnavailable(
-                    f"site {site}: a wrapped module has no anatomy; address sites by module path, as in "
-                    "sites.module('encoder.0')",
+                    f"site {site}: a wrapped module has no anatomy; address it by path, as in "
+                    "sites.module('encoder.0'), or give wrap(module, inputs=...) an example to find its blocks",
                     reason="wrapped module",
                 )
-            self.submodule(site.path or "")
-        out, values = run_raw(self, raw, edits, found)
+            if site.kind == "module":
+                self.submodule(site.path or "")
+        out, values = run_raw(self, raw, edits, found)  # type: ignore[arg-type]
         tensor = out if isinstance(out, Tensor) and out.ndim == 3 else getattr(out, "logits", None)
         return RunResult(
             tensor if isinstance(tensor, Tensor) and tensor.ndim == 3 else None, Activations(values, None, self.digest)
@@ -388,28 +417,38 @@ def _from_tensor(ids: Tensor, mask: Tensor | None, roles: Mapping[str, Sequence[
         raise UsageError(f"a tensor of token ids holds whole numbers, not {ids.dtype}")
     ids = ids[None] if ids.ndim == 1 else ids
     if mask is None:
-        _refuse_hidden_padding(ids, model)
-        mask = torch.ones_like(ids, dtype=torch.bool)
+        mask = _without_padding(ids, model)
     mask = mask[None] if mask.ndim == 1 else mask
     return Tokens(ids.long().cpu(), mask.bool().cpu(), {name: tuple(where) for name, where in (roles or {}).items()})
 
 
-def _refuse_hidden_padding(ids: Tensor, model: Model) -> None:
-    """Ids that end or begin with padding, given without a mask, would be attended to."""
+def _without_padding(ids: Tensor, model: Model) -> Tensor:
+    """The mask of ids that were given without one: what follows a row and can only be padding is left out.
+
+    Raises UsageError for rows that begin with padding, and for what may be padding or text.
+    """
     tokenizer = model.tokenizer
-    pad = getattr(tokenizer, "pad_token_id", None)
-    if pad is None or ids.shape[0] < 2:
-        return
-    shared = pad in (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    depth = 2 if shared else 1
-    at_edge = (ids[:, :depth] == pad).all(1) | (ids[:, -depth:] == pad).all(1)
-    if bool(at_edge.any()) and not bool(at_edge.all()):
-        row = int(at_edge.nonzero()[0])
-        raise UsageError(
-            f"row {row} begins or ends with the padding id {pad}, and no mask was given: padding would be read "
-            "as text; pass mask=, or lists of ids",
-            row=row,
-        )
+    own = getattr(tokenizer, "pad_token_id", None)
+    pad = getattr(getattr(model.module, "config", None), "pad_token_id", None) if own is None else own
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    if not isinstance(pad, int) or ids.numel() == 0:
+        return mask
+    others = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep")]
+    shared = own is None or pad in others
+    depth = 2 if own is not None and shared else 1
+    first, last = ((part == pad).all(1) for part in (ids[:, :depth], ids[:, -depth:]))
+    if not shared:
+        mask = (ids != pad).flip(1).int().cummax(1).values.flip(1).bool()
+        last = ~mask.any(1)
+    for edge, verb in ((first, "begins"), (last, "ends")):
+        if bool(edge.any()) and not (shared and bool(edge.all())):
+            row = int(edge.nonzero()[0])
+            raise UsageError(
+                f"row {row} {verb} with the padding id {pad}, and no mask was given: padding would be read as text; "
+                "pass encode(ids, mask=mask), all True where it is text",
+                row=row,
+            )
+    return mask
 
 
 def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

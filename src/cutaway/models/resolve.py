@@ -1,10 +1,10 @@
 """Resolve: find where every site lives, from one traced forward pass on a short random input. No adapters.
 
 1. Blocks: the module list whose members run one after another, each reading what the one before wrote.
-2. Attention: whoever calls our attention function inside a block; its output projection is the first linear map that
-   reads `z`.
-3. Writes: solve `resid_post = resid_pre + a (+ m)` over the outputs of the block's submodules; or, for post-norm
-   blocks, `resid_post = norm(norm(resid_pre + a) + m)`. `a` is the one that comes from the output projection.
+2. Attention: whoever calls our attention function inside a block, or computes a softmax over products of its own; its
+   output projection is the first linear map that reads `z`.
+3. Writes: solve `resid_post = resid_pre + a (+ m)` over the outputs of the block's submodules, or a longer chain of
+   scaled additions and norms (`chain`). `a` is the one that comes from the attention.
 4. MLP: the linear map behind `m` reads the neurons; the activation function before it reads `mlp_pre`.
 
 What is found is compared by value, so names do not matter. What is not found is refused with its reason. Oddities
@@ -14,102 +14,56 @@ that data alone can settle are rows of `quirks.toml`.
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from importlib import resources
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cutaway.errors import SelfCheckFailed
-from cutaway.models.anatomy import Anatomy, LayerMap, Tap
+from cutaway.models import experts
+from cutaway.models.anatomy import Anatomy, LayerMap, Step, Tap
+from cutaway.models.chain import Chain, Link, Part, factor
 from cutaway.models.sites import KINDS
+from cutaway.models.trace import Call, Kernel, Trace, close, gap, is_linear, rounding, same
 
-NO_INTERFACE = "its attention does not go through transformers' attention interface"
+__all__ = ["Call", "Kernel", "Trace", "close", "gap", "quirks", "resolve", "rounding", "same"]
 
-
-@dataclass
-class Call:
-    """One call of one module in the trace: its first tensor in and out, and when."""
-
-    path: str
-    module: nn.Module
-    start: int
-    input: Tensor | None = None
-    output: Tensor | None = None
-    end: int = -1
-    tuple_output: bool = False
-
-    @property
-    def value(self) -> Tensor:
-        """The output, of a call that has one."""
-        assert self.output is not None
-        return self.output
-
-
-@dataclass
-class Trace:
-    """One forward pass, observed. `calls` in order of their start."""
-
-    calls: list[Call] = field(default_factory=list)
-    attention: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """Path of each module that called the attention function, with q k v z as [batch pos head d_head]."""
-
-    def of(self, path: str) -> list[Call]:
-        return [call for call in self.calls if call.path == path]
-
-    def inside(self, path: str) -> list[Call]:
-        """Calls strictly inside a module."""
-        return [call for call in self.calls if call.path.startswith(path + ".")]
-
-
-def gap(a: Tensor | None, b: Tensor | None) -> float:
-    """Largest absolute difference; infinite between tensors that cannot be compared. Equal infinities do not differ."""
-    if a is None or b is None or a.shape != b.shape or not (a.is_floating_point() and b.is_floating_point()):
-        return float("inf")
-    return float((a.double() - b.double()).abs().masked_fill(a == b, 0.0).max())
-
-
-def rounding(*tensors: Tensor | None) -> float:
-    """What a handful of roundings can make of the largest finite value here: eight units in its last place."""
-    sizes = [(torch.finfo(t.dtype).eps, t.abs().nan_to_num(nan=0.0, posinf=0.0)) for t in tensors if t is not None]
-    return max(8 * eps * float(size.max()) for eps, size in sizes) + 1e-30
-
-
-def close(a: Tensor | None, b: Tensor | None) -> bool:
-    """Equal up to rounding: the same quantity, computed in another order."""
-    return gap(a, b) < float("inf") and gap(a, b) <= rounding(a, b)
-
-
-def same(a: Tensor | None, b: Tensor | None) -> bool:
-    """The same value, bit for bit: one tensor seen twice."""
-    return gap(a, b) == 0.0
+NO_ATTENTION = "no softmax over scores of queries and keys was seen in this block"
 
 
 def resolve(
-    trace: Trace, root: nn.Module, *, head: nn.Module | None, embedding: nn.Module | None, n_vocab: int | None
+    trace: Trace,
+    root: nn.Module,
+    *,
+    head: nn.Module | None,
+    embedding: nn.Module | None,
+    n_vocab: int | None,
+    blocks: list[Call] | None = None,
 ) -> Anatomy:
     """The anatomy that a trace shows. Raises SelfCheckFailed when not even the blocks are found."""
-    blocks = find_blocks(trace, root)
+    blocks = find_blocks(trace, root) if blocks is None else blocks
     if not blocks:
+        shared = _shared(trace, root)
+        why = f"its blocks are one module ({shared}) that runs again and again, so " if shared else ""
         raise SelfCheckFailed(
-            f"{type(root).__name__}: no list of blocks that pass a residual stream on was found; use "
+            f"{type(root).__name__}: {why}no list of blocks that pass a residual stream on was found; use "
             "cutaway.wrap(module) and address modules by path",
             model=type(root).__name__,
         )
     paths = {id(module): name for name, module in root.named_modules()}
-    layers = tuple(_Block(trace, block).map() for block in blocks)
-    attention = next((trace.attention[layer.attention] for layer in layers if layer.attention), None)
+    layers = tuple(_Block(trace, block, root).map() for block in blocks)
+    kernels = [trace.attention[layer.attention] for layer in layers if layer.attention]
     act = next((_one(trace, layer.taps["mlp_act"]) for layer in layers if "mlp_act" in layer.taps), None)
-    last = blocks[-1].output
-    assert last is not None
+    counts = [experts.n_experts(root.get_submodule(layer.experts)) for layer in layers if layer.experts]
+    last = blocks[-1].value
     final = _final_norm(trace, blocks, head)
     taps = {"logits": Tap("", "output")}
     if embedding is not None and id(embedding) in paths:
-        taps["embed"] = Tap(paths[id(embedding)], "output")
+        call = next(iter(trace.of(paths[id(embedding)])), None)
+        taps["embed"] = call.tap() if call is not None else Tap(paths[id(embedding)], "output")
     if final is not None:
-        taps["final_norm"] = Tap(final, "output")
+        taps["final_norm"] = final.tap()
     refused = {
         "final_norm": "no norm between the last block and the unembedding was found",
         "embed": "the model names no token embedding",
@@ -118,48 +72,83 @@ def resolve(
         layers=layers,
         d_model=last.shape[-1],
         d_vocab=n_vocab,
-        n_heads=attention["q"].shape[2] if attention else None,
-        n_kv_heads=attention["k"].shape[2] if attention else None,
-        d_head=attention["z"].shape[3] if attention else None,
+        n_heads=_size_in(kernels, "q", 2) or _size_in(kernels, "pattern", 2),
+        n_kv_heads=_size_in(kernels, "k", 2),
+        d_head=_size_in(kernels, "z", 3) or _size_in(kernels, "q", 3),
         d_mlp=act.shape[-1] if act is not None else None,
         taps=taps,
         refused={kind: why for kind, why in refused.items() if kind not in taps},
         causal=False,
-        final_norm=final,
+        final_norm=final.path if final is not None else None,
         unembed=paths.get(id(head)) if head is not None else None,
+        n_streams=last.shape[2] if last.ndim == 4 else None,
+        n_experts=counts[0] if counts else None,
     )
 
 
+def _size_in(kernels: list[Kernel], kind: str, axis: int) -> int | None:
+    return next((int(value.shape[axis]) for kernel in kernels if (value := kernel.first(kind)) is not None), None)
+
+
 def find_blocks(trace: Trace, root: nn.Module) -> list[Call]:
-    """The calls of the longest chain of list members of which each reads what the one before it wrote."""
-    best: list[Call] = []
+    """The calls of the longest chain of list members of which each reads what the one before it wrote; one on
+    [batch pos ...] before any other."""
+    chains = _chains(trace, root, "")
+    return max(chains, key=lambda c: (c[0].value.shape[:2] == trace.shape, len(c), _size(c)), default=[])
+
+
+def find_body(trace: Trace, root: nn.Module, below: str | None) -> list[Call]:
+    """For a module of any kind: the last chain with attention that runs (below a path); else the longest."""
+    chains = _chains(trace, root, below or "")
+    kernels = [path for path, kernel in trace.attention.items() if {"pattern", "z"} & {*kernel.values}]
+
+    def rank(chain: list[Call]) -> tuple[bool, int, int]:
+        attends = any(path.startswith(chain[0].path + ".") for path in kernels)
+        return attends, chain[0].start if attends else len(chain), _size(chain)
+
+    return max(chains, key=rank, default=[])
+
+
+def _chains(trace: Trace, root: nn.Module, below: str) -> list[list[Call]]:
+    """All lists of modules that run one after another on a residual stream."""
+    found = []
     for name, module in root.named_modules():
-        if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) == 0:
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) == 0 or not name.startswith(below):
             continue
         calls = [
             call for child, _ in module.named_children() for call in trace.of(f"{name}.{child}" if name else child)
         ]
-        chained = all(close(a.output, b.input) for a, b in pairwise(calls))
         residual = all(
-            c.output is not None and c.input is not None and c.output.ndim == 3 and c.output.shape == c.input.shape
+            c.output is not None
+            and c.input is not None
+            and c.output.ndim in (3, 4)
+            and c.output.shape == c.input.shape
+            and c.input_axes == c.output_axes
             for c in calls
         )
-        if (
-            len(calls) == len(module)
-            and chained
-            and residual
-            and (len(calls), _size(module)) > (len(best), _size_of(best))
-        ):
-            best = calls
-    return best
+        if len(calls) == len(module) and residual and all(close(a.output, b.input) for a, b in pairwise(calls)):
+            found.append(calls)
+    tops = {call.path for chain in found for call in chain}
+    return [chain for chain in found if not any(_within(chain[0].path, top) for top in tops)]
 
 
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _within(path: str, top: str) -> bool:
+    """A list inside a block is no list of blocks."""
+    return path.startswith(top + ".")
 
 
-def _size_of(calls: list[Call]) -> int:
-    return sum(_size(call.module) for call in calls)
+def _shared(trace: Trace, root: nn.Module) -> str:
+    """A member of a list that ran more than once, each time on what it gave before; '' without one."""
+    for name, module in root.named_modules():
+        for child, _ in module.named_children() if isinstance(module, nn.ModuleList) else ():
+            calls = trace.of(f"{name}.{child}")
+            if len(calls) > 1 and all(close(a.output, b.input) for a, b in pairwise(calls)):
+                return f"{name}.{child}"
+    return ""
+
+
+def _size(calls: list[Call]) -> int:
+    return sum(p.numel() for call in calls for p in call.module.parameters())
 
 
 def _one(trace: Trace, tap: Tap) -> Tensor | None:
@@ -167,7 +156,7 @@ def _one(trace: Trace, tap: Tap) -> Tensor | None:
     return None if not calls else calls[0].input if tap.port == "input" else calls[0].output
 
 
-def _final_norm(trace: Trace, blocks: list[Call], head: nn.Module | None) -> str | None:
+def _final_norm(trace: Trace, blocks: list[Call], head: nn.Module | None) -> Call | None:
     """The module after the last block that reads its output; its own output is what the head reads (when there is
     one)."""
     last = blocks[-1].output
@@ -176,35 +165,32 @@ def _final_norm(trace: Trace, blocks: list[Call], head: nn.Module | None) -> str
         if call.start > blocks[-1].start and not call.path.startswith(blocks[-1].path) and close(call.input, last):
             matrix = any(p.ndim > 1 for p in call.module.parameters())
             if not matrix and call.output is not None and (wanted is None or close(call.output, wanted)):
-                return call.path
+                return call
     return None
 
 
 class _Block:
     """One block's map, found step by step; each step may add taps or reasons."""
 
-    def __init__(self, trace: Trace, block: Call) -> None:
-        self.block, self.trace = block, trace
+    def __init__(self, trace: Trace, block: Call, root: nn.Module) -> None:
+        self.block, self.trace, self.root = block, trace, root
         calls = [c for c in trace.inside(block.path) if c.output is not None]
         times = Counter(c.path for c in calls)
         self.calls = [c for c in calls if times[c.path] == 1]
         """Calls of modules that run once: a module that runs twice (a shared dropout) holds no one value."""
-        self.taps: dict[str, Tap] = {"resid_pre": Tap(block.path, "input"), "resid_post": Tap(block.path, "output")}
+        self.taps: dict[str, Tap] = {"resid_pre": block.tap("input"), "resid_post": block.tap()}
         self.refused: dict[str, str] = {}
         self.attention: str | None = None
+        self.kernel: Kernel | None = None
         self.o_proj: Call | None = None
-        self.norms: tuple[str, ...] = ()
+        self.experts: str | None = None
+        self.steps: tuple[Step, ...] = ()
 
     def map(self) -> LayerMap:
         self._attention()
-        writes, attn, mlp, mid = self._writes()
-        if attn is not None:
-            self.taps["attn_write"] = Tap(attn.path, "output")
+        writes, mlp = self._writes()
         if mlp is not None:
-            self.taps["mlp_write"] = Tap(mlp.path, "output")
             self._mlp(mlp)
-        if mid is not None:
-            self.taps["resid_mid"] = mid
         self._apply_quirks()
         self._explain(writes)
         return LayerMap(
@@ -212,44 +198,91 @@ class _Block:
             returns_tuple=self.block.tuple_output,
             taps=self.taps,
             refused={kind: why for kind, why in self.refused.items() if kind not in self.taps},
-            writes=writes,  # type: ignore[arg-type]
-            norms=self.norms,
+            writes=writes,
+            norms=tuple(step.norm for step in self.steps if step.norm is not None) if writes == "post-norm" else (),
+            steps=self.steps,
             attention=self.attention,
+            inline=self.kernel is not None and self.kernel.inline,
+            kernel_calls=self.kernel.times if self.kernel is not None else 1,
             o_proj=self.o_proj.path if self.o_proj else None,
+            returned=self.block.returned,
+            experts=self.experts,
         )
 
     # -- attention
 
     def _attention(self) -> None:
-        found = [path for path in self.trace.attention if path.startswith(self.block.path + ".")]
+        """The kernel of this block; of several, the one that attends to the block's own positions."""
+        kernels = self.trace.attention.items()
+        inside = [
+            path for path, k in kernels if path.startswith(self.block.path + ".") and {"pattern", "z"} & {*k.values}
+        ]
+        found = [path for path in inside if self.trace.attention[path].settled]
+        if len(found) > 1:
+            own = [path for path in found if self._reads_itself(self.trace.attention[path])]
+            found = own if len(own) == 1 else found
         if len(found) != 1:
-            why = NO_INTERFACE if not found else "the block calls the attention kernel more than once"
+            why = NO_ATTENTION if not inside else "the block computes attention in more than one way"
             self.refused |= dict.fromkeys(("q", "k", "v", "z", "scores", "pattern", "attn_in"), why)
             return
-        self.attention = found[0]
-        self.taps |= {kind: Tap(found[0], "attention") for kind in ("q", "k", "v", "scores", "pattern", "z")}
-        self.taps["attn_in"] = Tap(found[0], "input")
-        z = self.trace.attention[found[0]]["z"].flatten(2)
-        self.o_proj = next((c for c in self.calls if _linear(c.module) and close(c.input, z)), None)
+        self.attention, self.kernel = found[0], self.trace.attention[found[0]]
+        self.taps |= {kind: Tap(found[0], "attention") for kind in self.kernel.kinds}
+        why = "its attention is computed in a form that shows no such tensor"
+        self.refused |= dict.fromkeys(("q", "k", "v", "z", "scores", "pattern"), why)
+        whole = next(iter(self.trace.of(found[0])), None)
+        self.taps["attn_in"] = whole.tap("input") if whole is not None else Tap(found[0], "input")
+        z = self.kernel.first("z") if "z" in self.kernel.kinds else None
+        if z is not None:
+            z = z.flatten(2)
+            self.o_proj = next((c for c in self.calls if is_linear(c.module) and close(c.input, z)), None)
         if self.o_proj is not None:
-            self.taps["attn_out"] = Tap(self.o_proj.path, "output")
+            self.taps["attn_out"] = self.o_proj.tap()
         else:
             self.refused["attn_out"] = "no linear map reads the heads' outputs directly"
 
+    def _reads_itself(self, kernel: Kernel) -> bool:
+        key, query = kernel.first("k"), kernel.first("q")
+        cross = (".crossattention.", ".encoder_attn.", ".EncDecAttention.", ".cross_attn.")
+        path = next(path for path, found in self.trace.attention.items() if found is kernel) + "."
+        return (
+            key is not None
+            and query is not None
+            and key.shape[1] == query.shape[1]
+            and not any(c in path for c in cross)
+        )
+
     # -- writes
 
-    def _writes(self) -> tuple[str, Call | None, Call | None, Tap | None]:
+    def _writes(self) -> tuple[Any, Call | None]:
+        """How the block writes, and the MLP's write. Fills the taps of writes, of the state between, and `steps`."""
         before, after = self.block.input, self.block.output
         assert before is not None
         assert after is not None
         candidates = self._candidates(before)
-        for solve in (self._additive, self._post_norm):
-            if (found := solve(before, after, candidates)) is not None:
-                return found
-        self.refused |= dict.fromkeys(
-            ("attn_write", "mlp_write", "resid_mid"), "no two submodule outputs add up to what the block adds"
-        )
-        return "unknown", None, None, None
+        chain = Chain(candidates, self.calls, self.block.module, self.root).solve(before, after)
+        if chain is None:
+            self.refused |= dict.fromkeys(
+                ("attn_write", "mlp_write", "resid_mid"), "no submodule outputs add up to what the block adds"
+            )
+            return "unknown", None
+        self.steps = tuple(link.step for link in chain)
+        parts = [(call, scale) for link in chain for call, scale in link.parts]
+        attn, mlp = self._shares(parts)
+        for kind, part in (("attn_write", attn), ("mlp_write", mlp)):
+            if part is not None:
+                self.taps[kind] = part[0].tap("output", part[1])
+        for kind in {"attn_write", "mlp_write"} - self.taps.keys():
+            paths = [call.path.removeprefix(self.block.path + ".") for call, _ in parts]
+            if len(paths) > 1:
+                self.refused[kind] = f"no one module writes it; the block's writes are {', '.join(paths)}"
+        writes = self._name(chain, attn, mlp, len(parts))
+        if writes in ("sequential", "post-norm", "chain", "parallel"):
+            mid = self._mid(chain, before, attn, writes)
+            if mid is not None:
+                self.taps["resid_mid"] = mid
+            elif writes == "sequential":
+                writes = "parallel"
+        return writes, mlp[0] if mlp is not None else None
 
     def _candidates(self, before: Tensor) -> list[Call]:
         """Submodule outputs shaped like the residual stream, one call a value: the last one to see it."""
@@ -261,74 +294,95 @@ class _Block:
             found.append(call)
         return found
 
-    def _additive(self, before: Tensor, after: Tensor, candidates: list[Call]):
-        sets = [(c,) for c in candidates] + [(a, b) for i, a in enumerate(candidates) for b in candidates[i + 1 :]]
-        found = min(sets, key=lambda parts: _residual(before, parts, after), default=None)
-        if found is None or _residual(before, found, after) > rounding(before, after, *(c.output for c in found)):
-            return None
-        if len(found) == 1:
-            return (
-                ("single", found[0], None, None) if self._from_attention(found[0]) else ("single", None, found[0], None)
-            )
-        attn, mlp = found if self._from_attention(found[0]) or not self._from_attention(found[1]) else found[::-1]
-        mid = self._reader(before + attn.value)
-        return ("sequential" if mid else "parallel", attn, mlp, mid)
+    def _shares(self, parts: list[Part]) -> tuple[Part | None, Part | None]:
+        """The one write of attention (or of the mixer in its place), and the one of the MLP; None where several are."""
+        mine = [part for part in parts if self._from_attention(part[0])]
+        if self.kernel is None:
+            if len(parts) == 2:
+                first, second = sorted(parts, key=lambda part: part[0].end)
+                return first, second
+            return (None, parts[0]) if len(parts) == 1 else (None, None)
+        if len(parts) == 2 and not mine:
+            first, second = sorted(parts, key=lambda part: part[0].end)
+            return first, second
+        rest = [part for part in parts if part not in mine and not self._attends(part[0])]
+        if len(parts) > 2:
+            rest = [part for part in rest if part[0].end > self._attention_call().end]
+        return mine[0] if len(mine) == 1 else None, rest[0] if len(rest) == 1 else None
 
-    def _post_norm(self, before: Tensor, after: Tensor, candidates: list[Call]):
-        for norm in self.calls:
-            if norm.output is None or _linear(norm.module):
-                continue
-            attn = next(
-                (c for c in candidates if self._from_attention(c) and close(norm.input, before + c.value)), None
-            )
-            if attn is None:
-                continue
-            mid = norm.output
-            for last in self.calls:
-                mlp = next(
-                    (c for c in candidates if close(last.input, mid + c.value) and close(last.output, after)), None
-                )
-                if mlp is not None and last is not mlp:
-                    self.norms = (norm.path, last.path)
-                    return "post-norm", attn, mlp, Tap(norm.path, "output")
-        return None
+    def _attention_call(self) -> Call:
+        return self.trace.of(self.attention or "")[0]
 
     def _from_attention(self, call: Call) -> bool:
-        """The output projection's own output, or that output after a norm or dropout of its own."""
-        return self.o_proj is not None and (
-            same(call.output, self.o_proj.output) or same(call.input, self.o_proj.output)
+        """What the attention gives: of its output projection, of its module or of one around it, or that after a norm
+        or dropout of its own."""
+        if self.attention is None:
+            return False
+        sources = [self.o_proj] if self.o_proj is not None else []
+        sources += [c for c in self.trace.of(self.attention) if c.output is not None]
+        if any(same(call.output, c.output) or same(call.input, c.output) for c in sources):
+            return True
+        return call.path == self.attention or call.path.startswith(self.attention + ".") or self._holds(call)
+
+    def _attends(self, call: Call) -> bool:
+        """Written by another attention of the block (to an encoder), or by a module around it."""
+        return any(
+            path == call.path or path.startswith(call.path + ".") or call.path.startswith(path + ".")
+            for path in self.trace.attention
+            if path != self.attention
         )
 
-    def _reader(self, value: Tensor) -> Tap | None:
-        """The first submodule that reads this value."""
-        return next((Tap(c.path, "input") for c in self.calls if close(c.input, value)), None)
+    def _holds(self, call: Call) -> bool:
+        """A part of the module right around the attention, which holds no MLP: BERT's `attention.output.dense`."""
+        around = (self.attention or "").rpartition(".")[0]
+        return around != self.block.path and around.startswith(self.block.path) and call.path.startswith(around + ".")
+
+    def _name(self, chain: list[Link], attn: Part | None, mlp: Part | None, n_parts: int) -> Any:
+        plain = all(link.step.keep == 1.0 for link in chain)
+        norms = [link.step.norm for link in chain]
+        if not plain or n_parts != (attn is not None) + (mlp is not None):
+            return "chain"
+        if norms == [None]:
+            return "single" if n_parts == 1 else "sequential"
+        whole = all(norm is not None and len(link.parts) == 1 for norm, link in zip(norms, chain))
+        return "post-norm" if len(chain) == 2 and whole else "chain"
+
+    def _mid(self, chain: list[Link], before: Tensor, attn: Part | None, writes: str) -> Tap | None:
+        """Where the state between attention and MLP is: a norm's output, or what a submodule reads."""
+        if len(chain) > 1:
+            link = next((link for link in chain[:-1] if attn in link.parts), None)
+            return link.norm.tap() if link is not None and link.norm is not None else None
+        if attn is None or writes == "chain":
+            return None
+        value = before + attn[0].value * factor(attn[1], self.root)
+        return next((c.tap("input") for c in self.calls if close(c.input, value)), None)
 
     # -- MLP
 
     def _mlp(self, write: Call) -> None:
-        experts = self._experts()
-        if experts is not None:
-            return self._moe(write, experts)
+        found = self._experts()
+        if found is not None:
+            return self._moe(write, found)
         down = self._behind(write)
         if down is None:
             self.refused |= dict.fromkeys(
                 ("mlp_in", "mlp_pre", "mlp_act", "mlp_out"), "no linear map was found behind the MLP's write"
             )
             return None
-        self.taps |= {"mlp_out": Tap(down.path, "output"), "mlp_act": Tap(down.path, "input")}
+        self.taps |= {"mlp_out": down.tap(), "mlp_act": down.tap("input")}
         act = self._activation(down)
         if act is None:
             self.refused |= dict.fromkeys(
                 ("mlp_in", "mlp_pre"), "no module of its own computes the activation function"
             )
             return None
-        self.taps["mlp_pre"] = Tap(act.path, "input")
-        self.taps["mlp_in"] = Tap(self._widest_above(act), "input")
+        self.taps["mlp_pre"] = act.tap("input")
+        self.taps["mlp_in"] = self._widest_above(act).tap("input")
         return None
 
     def _behind(self, write: Call) -> Call | None:
         """The linear map whose output is the write, itself or before its own norm."""
-        linear = [c for c in self.calls if _linear(c.module)]
+        linear = [c for c in self.calls if is_linear(c.module)]
         itself = [c for c in linear if same(c.output, write.output)]
         return next(iter(itself or [c for c in linear if same(c.output, write.input)]), None)
 
@@ -351,35 +405,40 @@ class _Block:
                 return call
         return None
 
-    def _widest_above(self, act: Call) -> str:
+    def _widest_above(self, act: Call) -> Call:
         """The largest submodule of the block around the activation function that does not hold the attention."""
         parts = act.path[len(self.block.path) + 1 :].split(".")
         for depth in range(1, len(parts) + 1):
             path = f"{self.block.path}.{'.'.join(parts[:depth])}"
             if self.trace.of(path) and not (self.attention or "").startswith(path + "."):
-                return path
-        return act.path
+                return self.trace.of(path)[0]
+        return act
 
     def _experts(self) -> Call | None:
         """A module with stacked weights, one matrix an expert."""
         return next((c for c in self.calls if any(p.ndim == 3 for p in c.module.parameters(recurse=False))), None)
 
-    def _moe(self, write: Call, experts: Call) -> None:
-        n_experts = next(p.shape[0] for p in experts.module.parameters(recurse=False) if p.ndim == 3)
-        mixture = next((c for c in self.calls if experts.path.startswith(c.path + ".")), write)
-        self.taps |= {"mlp_in": Tap(mixture.path, "input"), "mlp_out": Tap(mixture.path, "output")}
+    def _moe(self, write: Call, found: Call) -> None:
+        number = experts.n_experts(found.module)
+        mixture = next((c for c in self.calls if found.path.startswith(c.path + ".")), write)
+        self.taps |= {"mlp_in": mixture.tap("input"), "mlp_out": mixture.tap()}
         router = next(
             (
                 c
                 for c in self.calls
-                if c.output is not None and c.output.shape[-1] == n_experts and c.path.startswith(mixture.path + ".")
+                if c.output is not None and c.output.shape[-1] == number and c.path.startswith(mixture.path + ".")
             ),
             None,
         )
         if router is not None:
-            self.taps["router"] = Tap(router.path, "output")
+            self.taps["router"] = router.tap()
+        if found.routing is not None:
+            self.experts = found.path
+            self.taps["expert_out"] = Tap(found.path, "experts")
+        else:
+            self.refused["expert_out"] = "its experts are not called with the experts chosen for each token"
         why = "the experts' weights are stacked in one tensor, and their neurons exist only inside one fused call"
-        self.refused |= {"mlp_pre": why, "mlp_act": why, "expert_out": why}
+        self.refused |= {"mlp_pre": why, "mlp_act": why}
 
     # -- the rest
 
@@ -401,21 +460,6 @@ class _Block:
         for kind in KINDS:
             if kind not in self.taps and KINDS[kind].layered:
                 self.refused.setdefault(kind, reasons.get(kind, "this block has no such part"))
-
-
-def _linear(module: nn.Module) -> bool:
-    """One matrix and nothing below it: Linear, Conv1D and their quantised kin."""
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim == 2 and not list(module.children())
-
-
-def _residual(before: Tensor, parts: tuple[Call, ...], after: Tensor) -> float:
-    """What is left of the block's output when its input and these writes are taken away."""
-    total = before.double()
-    for part in parts:
-        assert part.output is not None
-        total = total + part.output.double()
-    return gap(total, after.double())
 
 
 def quirks() -> Iterator[Mapping[str, Any]]:

@@ -5,12 +5,14 @@
     sites.mlp_act[3].neuron(17)         mlp_act.3.n17
     sites.resid_post[:]                 resid_post.*          a set, expanded against a model
     sites.z[2:5].heads().at("end")      z.2:5.h*@end          each head of these layers
+    sites.resid_post[2].at(new[:5])     resid_post.2@new[:5]  a span: the first five tokens after the prompt
     sites.module("encoder.0", "input")  encoder.0:input       any module of any network
 
 A position is an index into the row without its padding: 0 is the first real token, -1 the last. A role is a name
 that the inputs give to a position ('end' always exists: the last token of the prompt). A predicate selects tokens.
 """
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 
 from cutaway.errors import OutOfRange, UnknownSite, UsageError, did_you_mean
+from cutaway.models import spans
+from cutaway.models.spans import RESERVED, Span
 
 if TYPE_CHECKING:
     import cutaway.models.activations
@@ -34,7 +38,7 @@ class Kind:
     layered: bool
     """Exists once a layer."""
     axis: str | None
-    """What can be selected besides positions: 'head', 'kv_head' or 'neuron'."""
+    """What can be selected besides positions: 'head', 'kv_head', 'neuron' or 'expert'."""
     meaning: str
 
 
@@ -60,13 +64,16 @@ KINDS: dict[str, Kind] = {
         Kind("mlp_out", True, None, "output of the MLP"),
         Kind("mlp_write", True, None, "what the MLP really adds to the residual stream"),
         Kind("router", True, None, "logits by which a mixture of experts routes"),
-        Kind("expert_out", True, None, "output of one expert"),
+        Kind("expert_out", True, "expert", "what each expert adds: its output times its weight, zero where not chosen"),
         Kind("final_norm", False, None, "output of the norm before the unembedding"),
         Kind("logits", False, None, "the model's output scores over the vocabulary"),
     )
 }
 ATTENTION_KINDS = frozenset({"q", "k", "v", "scores", "pattern", "z"})
 PATTERN_KINDS = frozenset({"scores", "pattern"})
+
+LETTERS = {"head": "h", "kv_head": "h", "neuron": "n", "expert": "e"}
+"""How a unit of an axis is written."""
 
 TRANSFORMER_LENS: dict[str, str] = {
     "hook_embed": "embed",
@@ -108,7 +115,7 @@ def where(predicate: Callable[[str], bool], name: str | None = None) -> Where:
     return Where(predicate, name or getattr(predicate, "__name__", "predicate").strip("<>"))
 
 
-Position: TypeAlias = int | tuple[int, ...] | str | Where | None
+Position: TypeAlias = int | tuple[int, ...] | str | Where | Span | None
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ class Site:
     unit: int | tuple[int, ...] | None = None
     """Heads or neurons, None for all. One index drops the axis, several keep it."""
     pos: Position = None
-    """Positions in the unpadded row, a role, or a predicate; None for all."""
+    """Positions in the unpadded row, a role, a span, or a predicate; None for all."""
     batch_rows: tuple[int, ...] | None = None
     """Rows of the batch, None for all."""
     path: str | None = None
@@ -132,6 +139,15 @@ class Site:
     """'input' or 'output', for kind 'module'."""
 
     def __post_init__(self) -> None:
+        for name in ("layer", "unit", "pos", "batch_rows"):
+            value = getattr(self, name)
+            if value is not None and type(value) is not int and not isinstance(value, str | Where | Span):
+                object.__setattr__(self, name, _indices(name.removeprefix("batch_"), value))
+        if isinstance(self.layer, str | tuple) or isinstance(self.unit, str) or isinstance(self.batch_rows, int | str):
+            raise UsageError(
+                f"site {self.kind!r}: layer {self.layer!r}, head or neuron {self.unit!r}, rows {self.batch_rows!r}: a "
+                "layer is a whole number, a head or neuron one or a list, rows a list: sites.z[1].head(0).rows([2])"
+            )
         if self.kind == "module":
             if self.path is None or self.port not in ("input", "output"):
                 raise UsageError(
@@ -161,7 +177,7 @@ class Site:
 
     @property
     def axis(self) -> str | None:
-        """'head', 'kv_head', 'neuron' or None."""
+        """'head', 'kv_head', 'neuron', 'expert' or None."""
         return None if self.kind == "module" else KINDS[self.kind].axis
 
     # -- selection
@@ -173,25 +189,37 @@ class Site:
                 f"site {self}: it has no heads; heads are at "
                 f"{', '.join(k for k in KINDS if KINDS[k].axis in ('head', 'kv_head'))}"
             )
-        return replace(self, unit=head if isinstance(head, int) else tuple(head))
+        return replace(self, unit=_indices("head", head))
 
     def neuron(self, neuron: int | Sequence[int]) -> "Site":
         """One neuron (its axis is dropped) or several."""
         if self.axis != "neuron":
             raise UsageError(f"site {self}: it has no neurons; neurons are at mlp_pre, mlp_act")
-        return replace(self, unit=neuron if isinstance(neuron, int) else tuple(neuron))
+        return replace(self, unit=_indices("neuron", neuron))
 
-    def at(self, position: int | str | Sequence[int] | Where | None) -> "Site":
-        """Positions in the unpadded row (negative from its end), a role name, or a token predicate."""
+    def expert(self, expert: int | Sequence[int]) -> "Site":
+        """One expert (its axis is dropped) or several."""
+        if self.axis != "expert":
+            raise UsageError(f"site {self}: it has no experts; experts are at expert_out")
+        return replace(self, unit=expert if isinstance(expert, int) else tuple(expert))
+
+    def at(self, position: int | str | Sequence[int] | slice | Where | Span | None) -> "Site":
+        """Positions in the unpadded row (negative from its end), a role name, a slice or span (`prompt`, `new[:5]`), or
+        a token predicate."""
+        if isinstance(position, slice):
+            position = spans.of_slice(position)
+        if isinstance(position, str) and position in RESERVED:
+            position = spans.parse(position)
         if isinstance(position, str) and not re.fullmatch(r"[A-Za-z_][\w-]*", position):
             raise UsageError(f"position {position!r}: a role is a word such as 'end' or 'subject'")
-        if position is None or isinstance(position, int | str | Where):
+        if position is None or isinstance(position, str | Where | Span):
             return replace(self, pos=position)
-        return replace(self, pos=tuple(int(p) for p in position))
+        return replace(self, pos=_indices("position", position))
 
     def rows(self, rows: Iterable[int]) -> "Site":
         """Rows of the batch."""
-        return replace(self, batch_rows=tuple(rows))
+        chosen = _indices("row", rows)
+        return replace(self, batch_rows=(chosen,) if isinstance(chosen, int) else chosen)
 
     # -- edits (data, applied when a run is executed)
 
@@ -206,8 +234,13 @@ class Site:
         return self._edit("patch", source=source)
 
     def replace(self, value: Tensor | float) -> "cutaway.models.edits.Edit":
-        """Set to `value`: one vector for every selected slot, or a tensor of exactly the selected shape."""
+        """Set to `value`: a number, or a tensor of exactly the selected shape; where one position a row is selected,
+        also one vector. For one vector at many positions say so: `fill`."""
         return self._edit("replace", value=value)
+
+    def fill(self, value: Tensor | float) -> "cutaway.models.edits.Edit":
+        """Set every selected slot to one vector, as in mean ablation."""
+        return self._edit("fill", value=value)
 
     def zero(self) -> "cutaway.models.edits.Edit":
         """Set to zero."""
@@ -221,9 +254,12 @@ class Site:
         """Multiply by a number."""
         return self._edit("scale", scale=factor)
 
-    def clamp(self, low: float | None = None, high: float | None = None) -> "cutaway.models.edits.Edit":
-        """Limit from below, above or both."""
-        return self._edit("clamp", low=low, high=high)
+    def clamp(
+        self, low: float | None = None, high: float | None = None, *, along: Tensor | None = None
+    ) -> "cutaway.models.edits.Edit":
+        """Limit from below, above or both: every number, or with `along` the projection on that direction (normalised
+        here) and nothing beside it."""
+        return self._edit("clamp", low=low, high=high, value=along)
 
     def project_out(self, direction: Tensor) -> "cutaway.models.edits.Edit":
         """Remove the component along `direction` (normalised here)."""
@@ -240,10 +276,10 @@ class Site:
         if self.layer is not None:
             head += f".{self.layer}"
         if self.unit is not None:
-            letter = "n" if self.axis == "neuron" else "h"
+            letter = LETTERS[self.axis or "head"]
             head += f".{letter}{_numbers(self.unit)}"
         if self.pos is not None:
-            head += f"@{self.pos if isinstance(self.pos, str | Where) else _numbers(self.pos)}"
+            head += f"@{self.pos if isinstance(self.pos, str | Where | Span) else _numbers(self.pos)}"
         if self.batch_rows is not None:
             head += f"#{_numbers(self.batch_rows)}"
         return head
@@ -284,11 +320,33 @@ def parse(text: str) -> "Site | SiteSet":
     body, _, pos = body.partition("@")
     site = _parse_body(body, text)
     if pos:
-        site = site.at(_selection(pos, text) if re.match(r"-?\d", pos) else pos)
+        span = spans.parse(pos)
+        site = site.at(span or (_selection(pos, text) if re.match(r"-?\d", pos) else pos))
     if rows:
         chosen = _selection(rows, text)
         site = site.rows((chosen,) if isinstance(chosen, int) else chosen)
     return site
+
+
+def _indices(what: str, value: Any) -> int | tuple[int, ...]:
+    """One index or several, as whole numbers. Masks and floats are refused: read as numbers they mean other places."""
+    try:
+        items = list(value)
+    except TypeError:
+        return _index(what, value)
+    return tuple(_index(what, item) for item in items)
+
+
+def _index(what: str, value: Any) -> int:
+    try:
+        if not str(getattr(value, "dtype", type(value).__name__)).endswith("bool"):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise UsageError(
+        f"{what} {value!r}: a whole number or a list of them is needed, as in 2 or [2, 5]; a mask becomes its indices "
+        "by [i for i, on in enumerate(mask) if on], a slice range(2, 5)"
+    )
 
 
 def _numbers(value: int | tuple[int, ...]) -> str:
@@ -307,7 +365,7 @@ def _selection(numbers: str, text: str) -> int | tuple[int, ...]:
 
 _LAYERS = r"\d+|\*|-?\d*:-?\d*(?::-?[1-9]\d*)?"
 _BODY = re.compile(
-    rf"(?P<kind>[a-z_]+)(?:\.(?P<layer>{_LAYERS})|\[(?P<index>{_LAYERS})\])?(?:\.(?P<letter>[hn])(?P<unit>[\d,]+|\*))?"
+    rf"(?P<kind>[a-z_]+)(?:\.(?P<layer>{_LAYERS})|\[(?P<index>{_LAYERS})\])?(?:\.(?P<letter>[hne])(?P<unit>[\d,]+|\*))?"
 )
 
 
@@ -328,8 +386,8 @@ def _parse_body(body: str, text: str) -> "Site | SiteSet":
     if not match:
         hint = did_you_mean(body.split(".")[0], KINDS)
         raise UnknownSite(
-            f"site {text!r}: not of the form kind.layer[.hHEAD|.nNEURON][@POSITION][#ROWS], with * or 2:5 for many "
-            f"layers and h* or n* for each of them.{hint}",
+            f"site {text!r}: not of the form kind.layer[.hHEAD|.nNEURON|.eEXPERT][@POSITION][#ROWS], with * or 2:5 "
+            f"for many layers and h*, n* or e* for each of them.{hint}",
             site=text,
         )
     site = _layered(match["kind"], match["layer"] or match["index"])
@@ -337,7 +395,8 @@ def _parse_body(body: str, text: str) -> "Site | SiteSet":
         return site
     if match["unit"] == "*":
         return _every_unit(site, match["letter"])
-    return (site.neuron if match["letter"] == "n" else site.head)(_selection(match["unit"], text))
+    select = {"n": site.neuron, "h": site.head, "e": site.expert}[match["letter"]]
+    return select(_selection(match["unit"], text))
 
 
 def _layered(kind: str, layers: str | None) -> "Site | SiteSet":
@@ -352,7 +411,7 @@ def _layered(kind: str, layers: str | None) -> "Site | SiteSet":
 def _every_unit(site: "Site | SiteSet", letter: str) -> "SiteSet":
     found = site if isinstance(site, SiteSet) else SiteSet(site.kind, slice(site.layer, (site.layer or 0) + 1), site)
     template = found.template
-    _ = template.neuron(0) if letter == "n" else template.head(0)  # refuses a kind that has none
+    _ = {"n": template.neuron, "h": template.head, "e": template.expert}[letter](0)  # refuses a kind that has none
     return replace(found, template=replace(template, layer=0), units=True)
 
 
@@ -370,9 +429,9 @@ class SiteSet:
         """One site for every head."""
         return replace(self, units=True)
 
-    neurons = heads
+    neurons = experts = heads
 
-    def at(self, position: int | str | Sequence[int] | Where | None) -> "SiteSet":
+    def at(self, position: int | str | Sequence[int] | slice | Where | Span | None) -> "SiteSet":
         """The same positions at every site."""
         return replace(self, template=self.template.at(position))
 
@@ -383,6 +442,10 @@ class SiteSet:
     def neuron(self, neuron: int | Sequence[int]) -> "SiteSet":
         """The same neuron at every layer."""
         return replace(self, template=self.template.neuron(neuron))
+
+    def expert(self, expert: int | Sequence[int]) -> "SiteSet":
+        """The same expert at every layer."""
+        return replace(self, template=self.template.expert(expert))
 
     def rows(self, rows: Iterable[int]) -> "SiteSet":
         """The same rows at every site."""
@@ -401,7 +464,7 @@ class SiteSet:
         bare = replace(self.template, pos=None, batch_rows=None)
         head = f"{self.kind}.{self._span()}" + str(bare).removeprefix(f"{self.kind}.{bare.layer}")
         if self.units:
-            head += ".n*" if bare.axis == "neuron" else ".h*"
+            head += f".{LETTERS[bare.axis or 'head']}*"
         return head + str(self.template).removeprefix(str(bare))
 
     def __repr__(self) -> str:

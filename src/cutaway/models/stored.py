@@ -51,7 +51,7 @@ def read_plain(folder: Path, config: dict[str, Any]) -> nn.Module:
         except Exception as error:
             raise ModelIncomplete(
                 f"model {folder}: {cls.__name__} cannot be made from the arguments {arguments!r} of config.json "
-                f"({type(error).__name__}: {error}); restore the folder",
+                f"({type(error).__name__}: {error}); {remedy(folder)}",
                 missing=[],
             ) from error
     state = {name: full(value) for name, value in _tensors(folder, folder / WEIGHTS).items()}
@@ -63,7 +63,7 @@ def read_plain(folder: Path, config: dict[str, Any]) -> nn.Module:
     except RuntimeError as error:
         raise ModelIncomplete(
             f"model {folder}: the tensors of {WEIGHTS} are not those of {cls.__name__} "
-            f"({' '.join(str(error).split())}); restore the folder",
+            f"({' '.join(str(error).split())}); {remedy(folder)}",
             missing=[],
         ) from error
     return module.eval()
@@ -85,10 +85,32 @@ def _network(folder: Path, path: Any) -> type[nn.Module]:
     if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == NETWORKS + file):
         raise ModelIncomplete(
             f"model {folder}: config.json names the class {path!r}, which this version of cutaway does not have; "
-            "update cutaway, or restore the folder",
+            f"update cutaway, or {remedy(folder)}",
             missing=[path],
         )
     return found
+
+
+def remedy(folder: Path) -> str:
+    """What to do about a folder whose files are not as they must be."""
+    own = Path(__file__).parent.parent in folder.resolve().parents
+    return "reinstall cutaway, whose own file it is" if own else "restore the folder"
+
+
+def _check_difference(folder: Path) -> None:
+    """The difference is the one that the card beside it was written for. Raises ModelIncomplete."""
+    try:
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        wanted = card["files"][DIFFERENCE]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # a difference without a card, or with one that does not speak of it
+    found = file_digest(folder / DIFFERENCE)
+    if found != wanted:
+        raise ModelIncomplete(
+            f"model {folder}: {DIFFERENCE} has the hash {found[:12]}, and its card was written for {wanted[:12]}; "
+            f"{remedy(folder)}",
+            missing=[DIFFERENCE],
+        )
 
 
 def is_relative(folder: Path) -> bool:
@@ -103,6 +125,7 @@ def base_of(folder: Path, embedded: Path) -> Path:
     """
     from safetensors import SafetensorError, safe_open
 
+    _check_difference(folder)
     try:
         with safe_open(folder / DIFFERENCE, framework="pt") as file:
             said = file.metadata() or {}
@@ -135,14 +158,14 @@ def read_relative(folder: Path, base: Path) -> dict[str, Tensor]:
     for name, value in differences(folder, _tensors(folder, folder / DIFFERENCE)).items():
         if name not in state:
             raise ModelIncomplete(
-                f"model {folder}: {DIFFERENCE} changes {name!r}, which its base {base.name!r} does not have; restore "
-                "the folder",
+                f"model {folder}: {DIFFERENCE} changes {name!r}, which its base {base.name!r} does not have; "
+                f"{remedy(folder)}",
                 missing=[name],
             )
         if value.shape != state[name].shape:
             raise ModelIncomplete(
                 f"model {folder}: {DIFFERENCE} changes {name!r} by {list(value.shape)}, which is "
-                f"{list(state[name].shape)} in its base {base.name!r}; restore the folder",
+                f"{list(state[name].shape)} in its base {base.name!r}; {remedy(folder)}",
                 missing=[name],
             )
         state[name] = state[name] + value
@@ -162,7 +185,7 @@ def differences(folder: Path, stored: dict[str, Tensor]) -> dict[str, Tensor]:
         elif part != "right" or f"{name}.left" not in stored:
             raise ModelIncomplete(
                 f"model {folder}: {DIFFERENCE} holds {key!r} {list(value.shape)}, which is neither a delta nor one of "
-                "two factors left [rows r] and right [r columns]; restore the folder",
+                f"two factors left [rows r] and right [r columns]; {remedy(folder)}",
                 missing=[key],
             )
     return found
@@ -185,5 +208,5 @@ def _tensors(folder: Path, file: Path) -> dict[str, Tensor]:
 
 def _broken(folder: Path, file: Path, error: Exception) -> ModelIncomplete:
     return ModelIncomplete(
-        f"model {folder}: {file.name} cannot be read ({error}); restore the folder", missing=[file.name]
+        f"model {folder}: {file.name} cannot be read ({error}); {remedy(folder)}", missing=[file.name]
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from cutaway.artifacts import digest
 from cutaway.errors import OutOfRange, UsageError, did_you_mean
 from cutaway.models.sites import Position, Where
+from cutaway.models.spans import RESERVED, Span
 
 NOT_YET = -(10**9)
 """A position, and a column, that lies in no row."""
@@ -46,6 +47,10 @@ class Tokens:
         ):
             raise UsageError(
                 "tokens: each row needs at least one real token, and padding only before or after its real tokens"
+            )
+        if taken := set(RESERVED) & set(self.roles):
+            raise UsageError(
+                f"role {min(taken)!r}: this word names a part of every row (prompt, new); give the role another name"
             )
         if "end" not in self.roles:
             object.__setattr__(self, "roles", {**self.roles, "end": tuple(n - 1 for n in self.lengths)})
@@ -106,6 +111,32 @@ class Tokens:
         """All rows, `times` times over."""
         return self.take(list(range(len(self))) * times)
 
+    def grown(self, ids: Int[Tensor, " batch"], going: Sequence[bool], texts: Sequence[str] | None = None) -> "Tokens":
+        """One more column; rows that do not go on get padding there. Nothing is checked again: the rows are right."""
+        lengths = tuple(n + go for n, go in zip(self.lengths, going))
+        if all(going):
+            real, places = self.mask[:, -1:], self.position_ids[:, -1:] + 1
+        else:
+            real, places = torch.tensor(going)[:, None], torch.tensor(lengths)[:, None] - 1
+        words = self.texts
+        if words is not None and texts is not None:
+            words = tuple((*row, text) if go else row for row, text, go in zip(words, texts, going))
+        made = object.__new__(Tokens)
+        made.__dict__.update(
+            ids=torch.cat([self.ids, ids[:, None]], 1),
+            mask=torch.cat([self.mask, real], 1),
+            roles=self.roles,
+            texts=words,
+            lengths=lengths,
+            offsets=self.offsets,
+            position_ids=torch.cat([self.position_ids, places], 1),
+        )
+        return made
+
+    def prompt(self, row: int) -> range:
+        """Columns of a row's prompt: up to the role 'end'."""
+        return range(self.offsets[row], self.offsets[row] + self.roles["end"][row] + 1)
+
     def positions(self, pos: Position, *, ends: Sequence[int] | None = None) -> list[list[int]]:
         """For each row the selected positions (unpadded). Raises OutOfRange, or UsageError for an unknown role.
 
@@ -128,6 +159,9 @@ class Tokens:
                     "without one"
                 )
             return [[p for p, text in enumerate(texts) if pos.predicate(text)] for texts in self.texts]
+        if isinstance(pos, Span):
+            rows = zip(self.lengths, self.roles["end"], ends or self.lengths)
+            return [list(pos.within(length, end + 1, anchor)) for length, end, anchor in rows]
         wanted = (pos,) if isinstance(pos, int) else pos
         for row, length in enumerate(ends or self.lengths):
             for p in wanted:

@@ -177,22 +177,52 @@ def _roles(pair: Pair, model: Model, clean: tuple[int, ...], corrupt: tuple[int,
     return {**found, "end": len(clean) - 1}
 
 
+def role_tokens(pairs: Sequence[Pair], role: str, model: Model) -> list[tuple[int, ...]]:
+    """For each pair the tokens of its clean prompt that a role's span covers, of which the position is the last.
+
+    Raises DataError for a role that a pair does not name, and where a slow tokenizer does not show where it begins.
+    """
+    found = []
+    for pair in pairs:
+        if role not in pair.positions:
+            raise DataError(
+                f"pair {pair.id!r} names {sorted(pair.positions)}, and no {role!r}; give every pair its span",
+                pair=pair.id,
+                role=role,
+            )
+        ids = _prompt_ids(pair, pair.clean, model)
+        found.append(_covered(pair, model, pair.clean, ids, role, pair.positions[role]))
+    return found
+
+
 def _positions(pair: Pair, model: Model, prompt: Prompt, ids: tuple[int, ...], spans: Spans) -> dict[str, int]:
+    if isinstance(prompt, str) and _offsets(model, prompt, ids) is None:
+        return {role: len(_continued_prefix(pair, model, prompt, ids, stop)) - 1 for role, (_, stop) in spans.items()}
+    return {role: _covered(pair, model, prompt, ids, role, span)[-1] for role, span in spans.items()}
+
+
+def _covered(
+    pair: Pair, model: Model, prompt: Prompt, ids: tuple[int, ...], role: str, span: tuple[int, int]
+) -> tuple[int, ...]:
+    """All tokens of a span."""
+    start, stop = span
     if not isinstance(prompt, str):
-        return {role: stop - 1 for role, (_, stop) in spans.items()}
+        return tuple(range(start, stop))
     offsets = _offsets(model, prompt, ids)
     if offsets is None:
-        return {role: len(_continued_prefix(pair, model, prompt, ids, stop)) - 1 for role, (_, stop) in spans.items()}
-    found = {}
-    for role, (start, stop) in spans.items():
-        inside = [index for index, (left, right) in enumerate(offsets) if left < stop and right > start]
-        if not inside:
-            raise DataError(
-                f"pair {pair.id!r}: no token covers role {role!r}, {prompt[start:stop]!r} of {prompt!r}; move its span",
-                pair=pair.id,
-            )
-        found[role] = inside[-1]
-    return found
+        before = prompt[:start].rstrip()
+        special = set(model.tokenizer.all_special_ids)
+        first = next((i for i, token in enumerate(ids) if token not in special), 0)
+        if before:
+            first = len(_continued_prefix(pair, model, prompt, ids, len(before)))
+        return tuple(range(first, len(_continued_prefix(pair, model, prompt, ids, stop))))
+    inside = tuple(index for index, (left, right) in enumerate(offsets) if left < stop and right > start)
+    if not inside:
+        raise DataError(
+            f"pair {pair.id!r}: no token covers role {role!r}, {prompt[start:stop]!r} of {prompt!r}; move its span",
+            pair=pair.id,
+        )
+    return inside
 
 
 def _offsets(model: Model, prompt: str, ids: tuple[int, ...]) -> list[tuple[int, int]] | None:

@@ -71,6 +71,20 @@ class Batch:
             for end, targets in zip(ends, self._targets)
         )
 
+    @cached_property
+    def vocab(self) -> tuple[tuple[int, ...], ...] | None:
+        """For each row the token ids whose logits the metric reads, answer and foil; None where it reads them all.
+
+        Runs that return these alone spare the rest of the unembedding; `picked_scores` takes their logits.
+        """
+        if self.stacked or self.metric.reads != "logit":
+            return None
+        return tuple((answer[0], foil[0]) for answer, foil in zip(self.answers, self.foils))
+
+    def picked_scores(self, logits: Float[Tensor, "rows answer_pos id"]) -> Float[Tensor, "rows score"]:
+        """Scores of some rows from their logits at `self.logits` of the ids in `self.vocab`, as `row_scores` gives."""
+        return _wide(logits)[:, -1]
+
     def with_reference(self, logits: Float[Tensor, "*example d_vocab"]) -> "Batch":
         """This batch with the logits of the clean unedited run as what `kl` compares with, one row a pair, at `end`.
 

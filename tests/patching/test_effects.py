@@ -9,6 +9,7 @@ import torch
 
 from cutaway.artifacts import Provenance, load_tensors, save_tensors
 from cutaway.errors import BrokenEvidence, NoBehavior, OutOfRange, UnknownName, UsageError, WrongModel
+from cutaway.figures import Bars, Heatmap
 from cutaway.patching import Effects
 from cutaway.stats import ratio_interval
 from tests.patching.pairs import loaded
@@ -164,3 +165,111 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     save_tensors(path, tensors, {key: item for key, item in manifest.items() if key != "clusters"})
     with pytest.raises(BrokenEvidence, match="clusters"):
         Effects.load(path)
+
+
+WIDE = {
+    "clusters": tuple("abcdefgh"),
+    "ids": tuple("01234567"),
+    "corrupt": torch.zeros(8),
+    "clean": torch.arange(1.0, 9.0),
+}
+
+
+def wide(*labels: str, **changes: Any) -> Effects:
+    """Cells on eight clusters, each with another effect."""
+    rows = torch.arange(len(labels) * 8.0).view(-1, 8).remainder(7) - 2
+    return made(labels=labels, values=rows, **{**WIDE, **changes})
+
+
+def test_intervals_are_those_of_the_claims() -> None:
+    effects = wide("z.0.h0", "z.0.h1")
+    gap = effects.gap.double().numpy()
+    expected = [ratio_interval(row, gap, WIDE["clusters"]) for row in effects.raw.double().numpy()]
+    assert list(effects.intervals()) == expected
+    shown = effects.shares()["z.0.h1"]
+    assert shown == pytest.approx((expected[1].estimate, (expected[1].high - expected[1].low) / 2))
+    rows = effects.table()
+    assert [(row["low"], row["high"]) for row in rows] == [(one.low, one.high) for one in expected]
+    assert made().table()[0]["low"] is None  # two clusters carry no interval
+
+
+def test_layers_by_positions_are_a_map() -> None:
+    labels = ("resid_pre.0@subject", "resid_pre.0@end", "resid_pre.1@subject", "resid_post.1@end")
+    (first, second) = wide(*labels).figures()
+    assert isinstance(first, Heatmap)
+    assert isinstance(second, Bars)
+    assert (first.rows, first.columns) == (("resid_pre.0", "resid_pre.1"), ("subject", "end"))
+    effects = wide(*labels)
+    assert first.values[0] == pytest.approx(tuple(effects.share().tolist()[:2]))
+    assert first.values[1][1] != first.values[1][1]  # no such cell
+    assert first.half_widths is not None
+    assert first.half_widths[0][0] == pytest.approx(effects.shares()[labels[0]][1])
+    assert second.labels == labels[3:]
+    assert made().figures()[0].half_widths is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("labels", "rows", "columns"),
+    [
+        (("z.0.h0@end", "z.0.h1@end", "z.1.h0@end", "z.1.h1@end"), ("0", "1"), ("h0", "h1")),
+        (("expert_out.0.e0", "expert_out.0.e1", "expert_out.1.e0"), ("0", "1"), ("e0", "e1")),
+        (("pattern.1.h0@3", "pattern.1.h0@4", "pattern.1.h2@3"), ("pattern.1.h0", "pattern.1.h2"), ("3", "4")),
+        (("mlp_out.0:3@a", "mlp_out.1:4@a", "mlp_out.0:3@b"), ("mlp_out.0:3", "mlp_out.1:4"), ("a", "b")),
+        (("z.0:2.h1", "z.1:3.h1", "z.0:2.h0"), ("0:2", "1:3"), ("h1", "h0")),
+        (("embed@a", "embed@b"), ("embed",), ("a", "b")),
+    ],
+)
+def test_rows_and_columns_follow_from_the_labels(
+    labels: tuple[str, ...], rows: tuple[str, ...], columns: tuple[str, ...]
+) -> None:
+    (figure,) = wide(*labels).figures()
+    assert isinstance(figure, Heatmap)
+    assert (figure.rows, figure.columns) == (rows, columns)
+
+
+def test_what_has_no_two_axes_is_bars() -> None:
+    for labels in (("mlp_out.0", "mlp_out.1"), ("z.0.h1 + mlp_out.2",), ("mlp_act.0.n3", "mlp_act.0.n4"), ("z.0.h1",)):
+        (figure,) = wide(*labels).figures()
+        assert isinstance(figure, Bars)
+        assert figure.labels == labels
+    many = wide(*(f"mlp_act.0.n{i}" for i in range(60)))
+    (figure,) = many.figures()
+    assert isinstance(figure, Bars)
+    assert figure.labels == many.top(60)
+
+
+def test_without_a_gap_figures_are_in_the_metrics_unit() -> None:
+    effects = wide("mlp_out.0", "mlp_out.1", clean=torch.zeros(8))
+    (figure,) = effects.figures()
+    assert isinstance(figure, Bars)
+    assert figure.unit == "nat"
+    assert figure.values == pytest.approx(tuple(effects.mean().tolist()))
+
+
+def test_one_cell_example_by_example() -> None:
+    effects = wide("mlp_out.0", "mlp_out.1")
+    (figure,) = effects.figures("mlp_out.1")
+    assert isinstance(figure, Bars)
+    assert (figure.labels, figure.values) == (effects.ids, tuple(effects.raw[1].tolist()))
+    with pytest.raises(UnknownName, match=r"mlp_out\.2"):
+        effects.figures("mlp_out.2")
+
+
+def test_draws_and_details_are_told_and_kept(tmp_path: Path) -> None:
+    draws = torch.stack([made().values + 1, made().values - 1])
+    effects = made(draws=draws, details={"loss": torch.tensor([0.5, 0.25, 0.125], dtype=torch.float64)})
+    rows = effects.table()
+    assert [row["draw_sd"] for row in rows] == pytest.approx([2**0.5] * 3)
+    assert [row["loss"] for row in rows] == [0.5, 0.25, 0.125]
+    effects.save(tmp_path / "e.safetensors")
+    back = Effects.load(tmp_path / "e.safetensors")
+    assert back.draws is not None
+    assert torch.equal(back.draws, draws)
+    chosen = back.select("mlp_out.*")
+    assert chosen.draws is not None
+    assert torch.equal(chosen.draws, draws[:, 2:])
+    assert chosen.details["loss"].tolist() == [0.125]
+    tensors, manifest = load_tensors(tmp_path / "e.safetensors")
+    save_tensors(tmp_path / "b.safetensors", {**tensors, "details.loss": torch.zeros(2)}, manifest)
+    with pytest.raises(BrokenEvidence, match="loss"):
+        Effects.load(tmp_path / "b.safetensors")

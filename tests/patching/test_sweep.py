@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from cutaway import engine
+from cutaway.engine import Run
 from cutaway.errors import Misaligned, NoBehavior, OutOfRange, SiteUnavailable, UnknownName, UsageError
-from cutaway.models import Model, sites
+from cutaway.models import Edit, Model, Site, sites
+from cutaway.models.sites import KINDS
 from cutaway.patching import sweep
+from cutaway.tasks import Batch
 from tests.families import CAUSAL, FAMILIES
 from tests.patching.pairs import hooked, loaded, plain_scores, token_batch, token_task
 
@@ -107,6 +111,99 @@ def test_heads_equal_hand_hooks(gpt2: Model) -> None:
     assert effects.raw.abs().max() > 1e-2
 
 
+def looped(model: Model, batch: Batch, cells: list[list[Edit]], on: str = "corrupt") -> Tensor:
+    """The metric of each cell, one full pass a cell."""
+    rows = batch.corrupt if on == "corrupt" else batch.clean
+    runs = [Run(rows, tuple(edits), logits=batch.logits) for edits in cells]
+    logits = [result.logits for result in engine.reference(model, runs)]
+    return torch.stack([batch.values(found) for found in logits if found is not None])
+
+
+def editable(model: Model) -> list[Site]:
+    """A site of every kind that the model lets change, in the middle layer: one head, neuron or expert where it has
+    them."""
+    found = []
+    for kind in KINDS.values():
+        site = Site(kind.name, 1 if kind.layered else None)
+        status = model.body.status(site)
+        if status.state != "refused" and status.editable and kind.name != "logits":
+            found.append(site if kind.axis is None else Site(kind.name, site.layer, unit=1))
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["denoise", "noise"])
+def test_every_kind_of_site_equals_one_pass_a_cell(family: str, mode: str) -> None:
+    model = loaded(family)
+    batch = token_batch(model, n=4, lengths=(7, 5), clusters=2)
+    wanted = editable(model)
+    assert {"resid_pre", "resid_post", "attn_out", "mlp_out"} <= {site.kind for site in wanted}
+    assert {"q", "k", "v", "scores", "pattern", "z"} <= {site.kind for site in wanted}
+    effects = sweep(model, batch, wanted, mode=mode)
+    base, donor = (batch.corrupt, batch.clean) if mode == "denoise" else (batch.clean, batch.corrupt)
+    acts = model.capture(donor, [site.base for site in wanted])
+    on = "corrupt" if mode == "denoise" else "clean"
+    expected = looped(model, batch, [[site.patch(acts)] for site in wanted], on)
+    torch.testing.assert_close(effects.values, expected, **CLOSE)
+    assert effects.labels == tuple(map(str, wanted))
+    moved = dict(zip((site.kind for site in wanted), effects.raw.abs().amax(1).tolist()))
+    assert min(moved[kind] for kind in ("resid_pre", "attn_out", "mlp_out", "v", "pattern", "z")) > 1e-4
+    assert base is not donor
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_a_heads_queries_and_pattern_at_one_place(family: str) -> None:
+    model = loaded(family)
+    batch = token_batch(model, n=4, lengths=(7, 5), clusters=2)
+    wanted = [site for kind in ("q", "z", "scores", "pattern") for site in model.body.expand(f"{kind}.1.h*")]
+    effects = sweep(model, batch, wanted, positions=["subject", "end"])
+    acts = model.capture(batch.clean, [site.base for site in wanted])
+    cells = [[site.at(where).patch(acts)] for site in wanted for where in ("subject", "end")]
+    torch.testing.assert_close(effects.values, looped(model, batch, cells), **CLOSE)
+    assert effects.labels[:2] == ("q.1.h0@subject", "q.1.h0@end")
+    assert effects.raw.abs().amax(1).min() > 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_windows_and_sets_equal_one_pass_a_cell(family: str) -> None:
+    model = loaded(family)
+    batch = token_batch(model, n=4, clusters=2)
+    acts = model.capture(
+        batch.clean, [*sites.mlp_out[:].expand(3, len), *sites.z[:].expand(3, len), sites.resid_post[0]]
+    )
+    windows = sweep(model, batch, ["mlp_out.*", sites.z[:].head(1)], positions=["subject", "end"], window=2)
+    parts = [[sites.mlp_out[i], sites.mlp_out[i + 1]] for i in (0, 1)]
+    parts += [[sites.z[i].head(1), sites.z[i + 1].head(1)] for i in (0, 1)]
+    cells = [[site.at(where).patch(acts) for site in part] for part in parts for where in ("subject", "end")]
+    torch.testing.assert_close(windows.values, looped(model, batch, cells), **CLOSE)
+    assert windows.labels[:2] == ("mlp_out.0:2@subject", "mlp_out.0:2@end")
+    assert windows.labels[-1] == "z.1:3.h1@end"
+    assert windows.raw.abs().amax(1)[1::2].min() > 1e-3
+    joint = ["z.0.h1", sites.mlp_out[2]]
+    several = sweep(model, batch, [joint, "resid_post.0@subject"])
+    cells = [
+        [sites.z[0].head(1).patch(acts), sites.mlp_out[2].patch(acts)],
+        [sites.resid_post[0].at("subject").patch(acts)],
+    ]
+    torch.testing.assert_close(several.values, looped(model, batch, cells), **CLOSE)
+    assert several.labels == ("z.0.h1 + mlp_out.2", "resid_post.0@subject")
+    together = sweep(model, batch, joint, together=True)
+    assert together.labels == several.labels[:1]
+    torch.testing.assert_close(together.values, several.values[:1], **CLOSE)
+
+
+def test_a_window_of_one_is_no_window(gpt2: Model) -> None:
+    batch = token_batch(gpt2)
+    one, plain = (sweep(gpt2, batch, "z.*.h*", positions="end", window=width) for width in (1, None))
+    assert one.labels == plain.labels
+    assert torch.equal(one.values, plain.values)
+
+
+def test_all_writes_of_all_layers_and_the_embedding_cross_the_whole_gap(gpt2: Model) -> None:
+    effects = sweep(gpt2, token_batch(gpt2), ["embed", "attn_write.*", "mlp_write.*"], together=True)
+    torch.testing.assert_close(effects.values[0], effects.target, **CLOSE)
+
+
 def test_the_unedited_sides_are_the_models_own(gpt2: Model) -> None:
     batch = token_batch(gpt2, lengths=(7, 4))
     effects = sweep(gpt2, batch, "mlp_out.0")
@@ -189,6 +286,14 @@ def test_progress_is_told(gpt2: Model) -> None:
         ("resid_pre.0", {"positions": []}, UsageError, "at least one"),
         ("resid_pre.0", {"positions": "each"}, Misaligned, "5 to 7"),
         ([], {}, UsageError, "at least one"),
+        ([[]], {}, UsageError, "at least one"),
+        ("mlp_out.*", {"window": 4}, UsageError, "no 4 of the layers"),
+        (["mlp_out.0", "mlp_out.2"], {"window": 2}, UsageError, "consecutive"),
+        ("mlp_out.*", {"window": 0}, UsageError, "at least one layer"),
+        ("embed", {"window": 2}, UsageError, "exists once"),
+        ("mlp_out.*", {"window": 2, "together": True}, UsageError, "leave out together"),
+        ([["z.0.h1", "z.0.h2"]], {"window": 2}, UsageError, "lists of sites"),
+        ([["z.0.h1", "z.0.h2@end"]], {"positions": "end"}, UsageError, "position already"),
     ],
 )
 def test_wrong_requests_say_what_to_do(

@@ -8,9 +8,12 @@
 3. The products are summed over what a cell holds: a head's vector, a neuron, a write; over its positions.
 
 Exact where the metric is linear in the site between the two values; a ranking to be checked by real patches elsewhere.
+`gradient_scores` has the methods that repair it, and that check.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -18,6 +21,8 @@ from torch import Tensor
 
 from cutaway.errors import UsageError
 from cutaway.models import Model, Site, Tokens
+from cutaway.models.gradients import Gradients, backward
+from cutaway.models.relevance import Rules
 from cutaway.models.sites import PATTERN_KINDS
 from cutaway.patching.effects import Effects
 from cutaway.patching.measure import (
@@ -38,6 +43,21 @@ from cutaway.tasks import Batch, Task
 
 KINDS = ("z", "mlp_out", "mlp_act")
 """Heads, MLPs and neurons."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimates of some pairs, with the metric on their base and on their donor side."""
+
+    values: Float[Tensor, "unit example"]
+    base: Float[Tensor, " example"]
+    donor: Float[Tensor, " example"]
+    sums: Mapping[Site, tuple[int, Float[Tensor, " example"], Float[Tensor, " example"]]] = field(default_factory=dict)
+    """Where whole sites were integrated: steps, sum of the estimates of the site's units, exact effect of the site."""
+
+
+Estimator: TypeAlias = Callable[[Batch, Sequence[Site], Sequence[Site]], Estimate]
+"""From some pairs, whole sites, and cells of these, to estimates: a line a unit of each cell."""
 
 
 def attribution(
@@ -65,27 +85,46 @@ def attribution(
             neurons (`mlp_act`), as far as the model has them.
         positions: None sums over all positions of a row; else one cell for each of these, as in `sweep`.
     """
+
+    def estimator(piece: Batch, bases: Sequence[Site], cells: Sequence[Site]) -> Estimate:
+        return first_order(model, piece, bases, cells, mode)
+
     choose("mode", mode, tuple(BASES))
     batch = encode(model, task)
-    _require_gradient(batch, mode)
-    bases = _bases(model, kinds)
+    require_gradient(batch, mode)
+    bases = bases_of(model, kinds, KINDS)
+    found, _ = estimated(model, batch, bases, positions, mode, "attribution", estimator, progress, max_tokens)
+    return found
+
+
+def estimated(
+    model: Model,
+    batch: Batch,
+    bases: Sequence[Site],
+    positions: Positions,
+    mode: str,
+    method: str,
+    estimator: Estimator,
+    progress: Progress | None,
+    max_tokens: int,
+) -> tuple[Effects, list[Estimate]]:
+    """The estimates of every unit of whole sites, piece by piece, as effects; and the pieces."""
     cells = place(model, bases, positions, batch)
-    estimates, clean, corrupt = [], [], []
+    found: list[Estimate] = []
     parts = list(_parts(batch, max_tokens))
     for done, piece in enumerate(parts):
-        estimate, own, donor = _estimate(model, piece, bases, cells, mode)
-        estimates.append(estimate)
-        (clean if mode == "noise" else corrupt).append(own)
-        (corrupt if mode == "noise" else clean).append(donor)
+        found.append(estimator(piece, bases, cells))
         if progress is not None:
             progress(done + 1, len(parts))
-    sides = torch.cat(clean), torch.cat(corrupt)
-    values = torch.cat(estimates, 1) + sides[0 if mode == "noise" else 1]
+    own, donor = torch.cat([one.base for one in found]), torch.cat([one.donor for one in found])
+    values = torch.cat([one.values for one in found], 1) + own
+    sides = (own, donor) if mode == "noise" else (donor, own)
     labels = [str(site) for cell in cells for site in _units(model, cell)]
-    return effects(model, batch, labels, values, *sides, on=BASES[mode], method="attribution", seed=None)
+    return effects(model, batch, labels, values, *sides, on=BASES[mode], method=method, seed=None), found
 
 
-def _require_gradient(batch: Batch, mode: str) -> None:
+def require_gradient(batch: Batch, mode: str) -> None:
+    """Refuse (UsageError) a metric whose gradient means nothing on the base side."""
     metric = batch.metric
     if not metric.differentiable:
         raise UsageError(
@@ -100,8 +139,8 @@ def _require_gradient(batch: Batch, mode: str) -> None:
         )
 
 
-def _bases(model: Model, kinds: Sequence[str] | None) -> list[Site]:
-    """The sites whose gradients are needed, in layer order."""
+def bases_of(model: Model, kinds: Sequence[str] | None, usual: Sequence[str]) -> list[Site]:
+    """The whole sites of these kinds, in layer order; None: of the usual kinds, as far as the model has them."""
     layers = range(model.body.n_layers)
     if kinds is not None:
         wrong = next((kind for kind in kinds if kind in PATTERN_KINDS), None)
@@ -113,7 +152,7 @@ def _bases(model: Model, kinds: Sequence[str] | None) -> list[Site]:
     found = [
         site
         for layer in layers
-        for site in (Site(kind, layer) for kind in KINDS)
+        for site in (Site(kind, layer) for kind in usual)
         if model.body.status(site).state != "refused"
     ]
     return model.body.expand(found)
@@ -127,27 +166,48 @@ def _parts(batch: Batch, max_tokens: int) -> Iterator[Batch]:
         yield part(batch, range(start, min(start + size, batch.n)))
 
 
-def _estimate(
-    model: Model, batch: Batch, bases: Sequence[Site], cells: Sequence[Site], mode: str
-) -> tuple[Float[Tensor, "unit example"], Float[Tensor, " example"], Float[Tensor, " example"]]:
-    """Estimates of some pairs, with the metric on their base and on their donor side."""
-    on = BASES[mode]
-    inputs = side(batch, on)
-    donor = model.run(side(batch, other(on)), reads=bases, logits=batch.logits)
+def first_order(
+    model: Model, batch: Batch, bases: Sequence[Site], cells: Sequence[Site], mode: str, rules: Rules | None = None
+) -> Estimate:
+    """Difference of the sides times the slope on the base side; with `rules`, times the slope by the rules."""
+    inputs = side(batch, BASES[mode])
+    donor = model.run(side(batch, other(BASES[mode])), reads=bases, logits=batch.logits)
+    slopes, own = slopes_of(model, batch, inputs, bases, rules=rules)
+    lines = [
+        summed(
+            (donor.activations[cell.base] - slopes.activations[cell.base]) * slopes.gradients[cell.base], inputs, cell
+        )
+        for cell in cells
+    ]
+    return Estimate(per_pair(torch.cat(lines), batch), own, batch.values(required(donor.logits)).detach().cpu())
+
+
+def slopes_of(
+    model: Model,
+    batch: Batch,
+    inputs: Tokens,
+    wanted: Sequence[Site],
+    *,
+    rules: Rules | None = None,
+    without: Sequence[Sequence[Site]] = (),
+) -> tuple[Gradients, Float[Tensor, " example"]]:
+    """The gradients of the summed metric on one side of the pairs, and the metric of each pair."""
     seen: list[Tensor] = []
 
-    def total(logits: Tensor) -> Tensor:
-        seen.append(batch.values(batch.select(logits)))
+    def total(logits: Tensor | None, _: Mapping[Site, Tensor]) -> Tensor:
+        seen.append(batch.values(required(logits)))
         return seen[0].sum()
 
-    slopes = model.grad(inputs, total, bases)
-    products = {site: (donor.activations[site] - slopes.activations[site]) * slopes.gradients[site] for site in bases}
-    rows = torch.cat([_summed(products[cell.base], inputs, cell) for cell in cells])
-    per_pair = rows.view(len(rows), -1, batch.n).sum(1)
-    return per_pair.detach().cpu(), seen[0].detach().cpu(), batch.values(required(donor.logits)).detach().cpu()
+    found = backward(model, inputs, total, wanted, logits=batch.logits, rules=rules, without=without)
+    return found, seen[0].detach().cpu()
 
 
-def _summed(product: Tensor, inputs: Tokens, cell: Site) -> Float[Tensor, "unit row"]:
+def per_pair(rows: Float[Tensor, "unit row"], batch: Batch) -> Float[Tensor, "unit example"]:
+    """Sums over the rows that belong to a pair."""
+    return rows.view(len(rows), -1, batch.n).sum(1).detach().cpu()
+
+
+def summed(product: Tensor, inputs: Tokens, cell: Site) -> Float[Tensor, "unit row"]:
     """Products of one site summed over the cell's positions and over each unit's own axis; one line a unit."""
     chosen = torch.zeros_like(inputs.mask)
     for row, columns in enumerate(inputs.columns(cell.pos)):
@@ -159,7 +219,7 @@ def _summed(product: Tensor, inputs: Tokens, cell: Site) -> Float[Tensor, "unit 
 
 
 def _units(model: Model, cell: Site) -> list[Site]:
-    """The cells that a line of `_summed` stands for, in its order."""
+    """The cells that a line of `summed` stands for, in its order."""
     if cell.axis is None:
         return [cell]
     count = model.body.n_units(cell)

@@ -14,8 +14,9 @@ run behave like the other side, in both modes.
 """
 
 import fnmatch
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.artifacts import Provenance, load_tensors, require_same_model, save_tensors
-from cutaway.errors import BrokenEvidence, NoBehavior, OutOfRange, UnknownName, UsageError, did_you_mean
+from cutaway.errors import BrokenEvidence, NoBehavior, OutOfRange, TooFewClusters, UnknownName, UsageError, did_you_mean
+from cutaway.figures import Bars, Figure
 from cutaway.models.model import Model
+from cutaway.patching.maps import drawn
+from cutaway.stats import Interval, mean_interval, ratio_interval
+
+GAP_SHARE = "share of the clean-corrupt gap"
+"""Unit of shares."""
 
 TOGETHER = " + "
 """Joins the sites of a cell that edits several at once."""
@@ -62,6 +69,10 @@ class Effects:
     ids: tuple[str, ...]
     """Name of each example."""
     provenance: Provenance
+    draws: Float[Tensor, "draw site example"] | None = None
+    """Metric of each draw where the edit was drawn several times; `values` is the mean over them. None: one draw."""
+    details: Mapping[str, Float[Tensor, " site"]] = field(default_factory=dict)
+    """Further numbers of each cell that the method states, by name; columns of the table."""
 
     def __len__(self) -> int:
         """Number of cells."""
@@ -119,6 +130,23 @@ class Effects:
         """
         return self.mean() / self._mean_gap()
 
+    def intervals(self, alpha: float = 0.05) -> tuple[Interval, ...]:
+        """Fieller interval of the share of each cell, over clusters, in cell order.
+
+        Raises NoBehavior as `normalised` does, TooFewClusters below the number that the level needs.
+        """
+        self._mean_gap()
+        gap = self.gap.double().numpy()
+        return tuple(ratio_interval(row, gap, self.clusters, alpha=alpha) for row in self.raw.double().numpy())
+
+    def shares(self, alpha: float = 0.05) -> dict[str, tuple[float, float | None]]:
+        """Share of the mean gap of each cell, and the half width of its interval (None where the data set no bound)."""
+        halves = (half_width(interval) for interval in self.intervals(alpha))
+        return {
+            label: (share, half if math.isfinite(half) else None)
+            for label, share, half in zip(self.labels, self.share().tolist(), halves)
+        }
+
     def by_cluster(self) -> dict[str, Float[Tensor, " site"]]:
         """Mean raw effect of each cluster: the independent observations that an interval or a test is made from."""
         return dict(zip(sorted(set(self.clusters)), self._over_clusters(self.raw).T))
@@ -152,8 +180,10 @@ class Effects:
     def table(self) -> list[dict[str, Any]]:
         """One row a cell, in cell order: mean effect, its share of the gap (None without a gap), extremes, spread.
 
-        `effect` and `share` are those of `mean` and `share`; `cluster_se` is the standard error of `effect` over
-        clusters, None below two of them. `lowest` and `highest` are single examples.
+        `effect` and `share` are those of `mean` and `share`; `low` and `high` are the ends of the share's 95 % interval
+        over clusters, None where there are too few or the data set no bound. `cluster_se` is the standard error of
+        `effect` over clusters, None below two of them. `lowest` and `highest` are single examples. `draw_sd`, where
+        the edit was drawn several times, is the standard deviation of `effect` over draws; then come the `details`.
         """
         try:
             shares: list[float | None] = list(self.share().tolist())
@@ -163,9 +193,60 @@ class Effects:
         n = means.shape[1]
         spread = (means.std(1) / n**0.5).tolist() if n > 1 else [None] * len(self)
         raw = self.raw
-        columns = zip(self.labels, self.mean().tolist(), shares, spread, raw.amin(1).tolist(), raw.amax(1).tolist())
-        names = ("site", "effect", "share", "cluster_se", "lowest", "highest")
-        return [dict(zip(names, row)) | {"unit": self.unit, "examples": raw.shape[1], "clusters": n} for row in columns]
+        lows, highs = zip(*((bound(i.low), bound(i.high)) for i in self._known_intervals()))
+        columns = {
+            "site": self.labels,
+            "effect": self.mean().tolist(),
+            "share": shares,
+            "low": lows,
+            "high": highs,
+            "cluster_se": spread,
+            "lowest": raw.amin(1).tolist(),
+            "highest": raw.amax(1).tolist(),
+        }
+        if self.draws is not None:
+            columns["draw_sd"] = self._over_clusters(self.draws - self.base).mean(2).std(0).tolist()
+        columns |= {name: numbers.tolist() for name, numbers in self.details.items()}
+        rest = {"unit": self.unit, "examples": raw.shape[1], "clusters": n}
+        return [dict(zip(columns, row)) | rest for row in zip(*columns.values())]
+
+    def _known_intervals(self) -> tuple[Interval, ...]:
+        """Intervals of the shares, without bounds where there is no gap or too few clusters."""
+        try:
+            return self.intervals()
+        except (NoBehavior, TooFewClusters):
+            return (Interval(math.nan, -math.inf, math.inf, math.nan, len(self.ids), 0, 0.05),) * len(self)
+
+    def figures(self, cell: str | None = None) -> tuple[Figure, ...]:
+        """What there is to see: a map a kind of site (layer by position, layer by head, head by position), else bars.
+
+        Numbers are shares of the gap with the half widths of their 95 % intervals over clusters; where the two sides do
+        not differ, mean effects in the metric's unit.
+
+        Args:
+            cell: the label of one cell: one bar an example instead. Raises UnknownName.
+        """
+        if cell is not None:
+            return (self._examples(cell),)
+        try:
+            values, halves, unit = self.share().tolist(), [half_width(i) for i in self._known_intervals()], GAP_SHARE
+        except NoBehavior:
+            values, halves, unit = self.mean().tolist(), self._mean_halves(), self.unit
+        title, sentence = _CAPTIONS.get(self.method, (f"Effects: {self.method}", "Each cell is one edit."))
+        if unit != GAP_SHARE:
+            sentence = f"Change of {self.metric}; the two sides do not differ, so there is no gap to take shares of."
+        return drawn(self.labels, values, halves, title=title, sentence=sentence, unit=unit)
+
+    def _examples(self, cell: str) -> Bars:
+        row = self.select([cell]).raw[0].tolist()
+        sentence = f"Change of {self.metric} on each example by the one cell {cell} ({self.method})."
+        return Bars(f"{cell}, example by example", sentence, self.unit, self.ids, tuple(row))
+
+    def _mean_halves(self) -> list[float]:
+        try:
+            return [half_width(mean_interval(row, self.clusters)) for row in self.raw.double().numpy()]
+        except TooFewClusters:
+            return [math.nan] * len(self)
 
     def select(self, which: str | Sequence[str] | Callable[[str], bool]) -> "Effects":
         """The cells whose label matches a pattern (`z.*`, `*@end`), is in a list, or passes a function.
@@ -185,7 +266,13 @@ class Effects:
         if not kept:
             hint = did_you_mean(which, self.labels) if isinstance(which, str) else ""
             raise UnknownName(f"nothing matches {which!r} among {len(self)} cells.{hint}", name=str(which))
-        return replace(self, labels=tuple(self.labels[i] for i in kept), values=self.values[kept])
+        return replace(
+            self,
+            labels=tuple(self.labels[i] for i in kept),
+            values=self.values[kept],
+            draws=None if self.draws is None else self.draws[:, kept],
+            details={name: numbers[kept] for name, numbers in self.details.items()},
+        )
 
     def save(self, path: str | Path) -> str:
         """Write one safetensors file with its manifest; returns the file's SHA-256. Raises UsageError for a folder."""
@@ -195,7 +282,10 @@ class Effects:
             )
         texts = {name: getattr(self, name) for name in _TEXTS}
         manifest = {"kind": "effects", "format": 1, **texts, "provenance": self.provenance}
-        return save_tensors(Path(path), {name: getattr(self, name) for name in _TENSORS}, manifest)
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors |= {} if self.draws is None else {"draws": self.draws}
+        tensors |= {_DETAIL + name: numbers for name, numbers in self.details.items()}
+        return save_tensors(Path(path), tensors, manifest)
 
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> "Effects":
@@ -212,6 +302,53 @@ class Effects:
         return effects
 
 
+_CAPTIONS = {
+    "denoise": (
+        "What brings the answer back",
+        "Each cell puts a value of the clean run into the corrupt run. 1: this alone brings the answer back; 0: it "
+        "changes nothing; below 0: it makes things worse.",
+    ),
+    "noise": (
+        "What the answer needs",
+        "Each cell puts a value of the corrupt run into the clean run. 1: the answer is lost as with a corrupt prompt; "
+        "0: it does not matter; below 0: it works against the answer.",
+    ),
+    "attribution": (
+        "What a gradient says of each part",
+        "Each cell is a first-order estimate of what patching would do: a ranking to be checked by real patches.",
+    ),
+} | {
+    value: (
+        "What is lost without each part",
+        f"Each cell replaces a part's value by {words}. 1: the behavior is lost as on the other side; 0: the part does "
+        "not matter; below 0: it works against the behavior.",
+    )
+    for value, words in {
+        "zero": "zero",
+        "mean": "its mean over the prompts",
+        "mean_by_position": "its mean at each position",
+        "mean_by_cluster": "its mean at each position over the prompts of the same cluster",
+        "resample": "its value on another prompt",
+        "optimal": "the constant that harms the model least",
+        "gaussian": "itself with noise added",
+    }.items()
+}
+"""Method to the title and the sentence of its figure."""
+
+
+def half_width(interval: Interval) -> float:
+    """Half the width of an interval; NaN where it has no bounds."""
+    width = (interval.high - interval.low) / 2
+    return width if math.isfinite(width) else math.nan
+
+
+def bound(end: float) -> float | None:
+    """An end of an interval; None where the data set none."""
+    return end if math.isfinite(end) else None
+
+
+_DETAIL = "details."
+"""Before the names of details in a saved file."""
 _TENSORS = ("values", "clean", "corrupt")
 _TEXTS = ("labels", "on", "method", "metric", "unit", "sign", "clusters", "ids")
 
@@ -236,4 +373,11 @@ def _assemble(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], path: 
             "save them again",
             path=path,
         )
-    return Effects(**parts, **texts, provenance=provenance)
+    draws = tensors.get("draws")
+    details = {name.removeprefix(_DETAIL): item for name, item in tensors.items() if name.startswith(_DETAIL)}
+    odd = [name for name, item in details.items() if tuple(item.shape) != (len(texts["labels"]),)]
+    if odd or (draws is not None and tuple(draws.shape[1:]) != expected["values"]):
+        raise BrokenEvidence(
+            f"{path}: {', '.join(odd) or 'draws'}: not one number a cell; save the effects again", path=path
+        )
+    return Effects(**parts, **texts, provenance=provenance, draws=draws, details=details)

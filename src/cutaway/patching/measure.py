@@ -22,6 +22,8 @@ from cutaway.tasks import Batch, Task
 
 Wanted: TypeAlias = Site | SiteSet | str | Iterable[Site | SiteSet | str]
 """Sites as a caller writes them: values, texts, sets, or several of these."""
+Groups: TypeAlias = Site | SiteSet | str | Iterable[Site | SiteSet | str | Sequence[Site | SiteSet | str]]
+"""The same, where an entry may be a list: its sites are then edited together, as one cell."""
 Positions: TypeAlias = str | Sequence[str | int] | None
 """Roles and indices into the unpadded row, one or several (named twice counts once); "each": every position of the
 prompt; None: all at once."""
@@ -74,8 +76,87 @@ def choose(option: str, value: str, known: Sequence[str]) -> None:
 def place(model: Model, sites: Wanted, positions: Positions, batch: Batch) -> list[Site]:
     """One site a cell: the sites in their order, each at every position. Nothing is run."""
     found = model.body.expand(sites)
+    wanted = places(found, positions, batch)
+    return found if wanted is None else [site.at(position) for site in found for position in wanted]
+
+
+def grouped(
+    model: Model,
+    sites: Groups,
+    positions: Positions,
+    batch: Batch,
+    *,
+    window: int | None = None,
+    together: bool = False,
+) -> list[tuple[str, tuple[Site, ...]]]:
+    """Label and sites of each cell: one site, a list of sites, a window of layers, or all at once. Nothing is run.
+
+    A window takes `window` consecutive layers of the sites of one kind (head, position); there is a cell for each place
+    where it fits, labelled `mlp_out.2:5`.
+    """
+    if window is not None and (isinstance(window, bool) or window < 1):
+        raise UsageError(f"window={window}: a window holds at least one layer", window=window)
+    items = [sites] if isinstance(sites, Site | SiteSet | str) else list(sites)
+    lists = [[item] if isinstance(item, Site | SiteSet | str) else list(item) for item in items]
+    nested = any(not isinstance(item, Site | SiteSet | str) for item in items)
+    if window is not None and (together or nested):
+        raise UsageError(
+            f"window={window} makes cells of its own; leave out together= and lists of sites, or leave out the window",
+            window=window,
+        )
+    flat = [one for members in lists for one in members]
+    if window is not None and window > 1:
+        found = model.body.expand(flat)
+        return _windows(found, window, places(found, positions, batch))
+    if together:
+        groups = [model.body.expand(flat)]
+    elif nested:
+        groups = []
+        for item, members in zip(items, lists):
+            found = model.body.expand(members)
+            groups += [[site] for site in found] if isinstance(item, Site | SiteSet | str) else [found]
+    else:
+        groups = [[site] for site in model.body.expand(flat)]
+    wanted = places([site for group in groups for site in group], positions, batch)
+    cells = [
+        tuple(group) if position is None else tuple(site.at(position) for site in group)
+        for group in groups
+        for position in (wanted or [None])
+    ]
+    return list({joined(cell): (joined(cell), cell) for cell in cells}.values())
+
+
+def _windows(
+    found: Sequence[Site], width: int, wanted: Sequence[str | int] | None
+) -> list[tuple[str, tuple[Site, ...]]]:
+    lines: dict[Site, dict[int, Site]] = {}
+    for site in found:
+        if site.layer is None:
+            raise UsageError(f"site {str(site)!r}: it exists once, so no window of layers holds it", site=str(site))
+        lines.setdefault(replace(site, layer=0), {})[site.layer] = site
+    cells: list[tuple[str, tuple[Site, ...]]] = []
+    for template, layers in lines.items():
+        firsts = [first for first in sorted(layers) if all(first + i in layers for i in range(width))]
+        if not firsts:
+            raise UsageError(
+                f"window={width}: no {width} of the layers {sorted(layers)} of {template.kind} are consecutive; give a "
+                "smaller window, or more layers",
+                window=width,
+            )
+        for first in firsts:
+            members = [layers[first + i] for i in range(width)]
+            for position in wanted or [None]:
+                label = SiteSet(template.kind, slice(first, first + width), template)
+                cell = tuple(members) if position is None else tuple(site.at(position) for site in members)
+                shown = label if position is None else label.at(position)
+                cells.append((str(shown), cell))
+    return cells
+
+
+def places(found: Sequence[Site], positions: Positions, batch: Batch) -> list[str | int] | None:
+    """The positions of a request, each checked against the rows; None for None."""
     if positions is None:
-        return found
+        return None
     fixed = next((site for site in found if site.pos is not None), None)
     if fixed is not None:
         raise UsageError(
@@ -89,7 +170,7 @@ def place(model: Model, sites: Wanted, positions: Positions, batch: Batch) -> li
         raise UsageError("positions=[]: no position was given; name at least one, or leave it out to edit all at once")
     for position in wanted:
         batch.clean.positions(position)
-    return [site.at(position) for site in found for position in wanted]
+    return wanted
 
 
 def prompt_length(batch: Batch) -> int:
@@ -140,12 +221,11 @@ def measure(
     Cost: two runs of all rows, and one a cell of what its edit can change.
     """
     inputs = side(batch, on)
-    runs = [Run(batch.clean, logits=batch.logits), Run(batch.corrupt, logits=batch.logits)]
-    runs += [Run(inputs, edits=cell.edits, logits=batch.logits) for cell in cells]
+    plain = [Run(batch.clean, logits=batch.logits, vocab=batch.vocab)]
+    plain += [Run(batch.corrupt, logits=batch.logits, vocab=batch.vocab)]
+    runs = [*plain, *(Run(inputs, edits=cell.edits, logits=batch.logits, vocab=batch.vocab) for cell in cells)]
     plan = engine.plan(model, runs, max_tokens=max_tokens)
-    scores = plan.execute(
-        progress=progress, reduce=lambda result, rows: batch.row_scores(required(result.logits), rows)
-    )
+    scores = plan.execute(progress=progress, reduce=scorer(batch))
     clean, corrupt, *values = (batch.combine(rows).detach().cpu() for rows in scores)
     return effects(
         model,
@@ -205,9 +285,23 @@ def provenance(model: Model, batch: Batch, seed: int | None) -> Provenance:
     return Provenance(model.digest, data, importlib.import_module("cutaway").__version__, seed)
 
 
+def stage(progress: Progress | None, index: int, of: int) -> Progress | None:
+    """The callback of one of several equally long stages of a method."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(1000 * index + 1000 * done // max(1, total), 1000 * of)
+
+
 def joined(sites: Iterable[Site]) -> str:
     """Label of a cell that edits several sites."""
     return TOGETHER.join(map(str, sites))
+
+
+def scorer(batch: Batch) -> engine.Reduce:
+    """What a plan of runs with the batch's `logits` and `vocab` is reduced to: the scores of a row."""
+    if batch.vocab is not None:
+        return lambda result, rows: batch.picked_scores(required(result.logits))  # noqa: ARG005 - as Reduce
+    return lambda result, rows: batch.row_scores(required(result.logits), rows)
 
 
 def required(logits: Tensor | None) -> Tensor:

@@ -14,15 +14,15 @@ from cutaway.patching.effects import Effects
 from cutaway.patching.measure import (
     MAX_TOKENS,
     Cell,
+    Groups,
     Positions,
     Progress,
-    Wanted,
     choose,
     encode,
+    grouped,
     measure,
     only,
     other,
-    place,
     side,
 )
 from cutaway.tasks import Batch, Task
@@ -34,10 +34,12 @@ BASES = {"denoise": "corrupt", "noise": "clean"}
 def sweep(
     model: Model,
     task: Task | Batch,
-    sites: Wanted,
+    sites: Groups,
     *,
     positions: Positions = None,
     mode: str = "denoise",
+    window: int | None = None,
+    together: bool = False,
     progress: Progress | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> Effects:
@@ -53,15 +55,19 @@ def sweep(
     Raises SiteUnavailable, OutOfRange, UnknownName; Misaligned for positions="each" on prompts of unequal length.
 
     Args:
-        sites: sites, their texts, or sets; `sites.z[:].heads()` is a cell for every head.
+        sites: sites, their texts, or sets; `sites.z[:].heads()` is a cell for every head. A list among them is one
+            cell.
         positions: a cell for each of these roles or indices; "each" for every position; None: all positions at once.
         mode: "denoise" edits the corrupt run, "noise" the clean one.
+        window: patch this many consecutive layers of a kind as one cell; a cell for each place where they fit.
+        together: one cell (a position) that patches all sites.
         max_tokens: bound on the tokens of one forward pass. The result does not depend on it.
     """
     choose("mode", mode, tuple(BASES))
     batch = encode(model, task)
     on = BASES[mode]
-    placed = place(model, sites, positions, batch)
-    donor = model.capture(side(batch, other(on)), list(dict.fromkeys(site.base for site in placed)))
-    cells = [Cell(str(site), (site.patch(only(donor, site)),)) for site in placed]
+    groups = grouped(model, sites, positions, batch, window=window, together=together)
+    bases = list(dict.fromkeys(site.base for _, members in groups for site in members))
+    donor = model.capture(side(batch, other(on)), bases)
+    cells = [Cell(label, tuple(site.patch(only(donor, site)) for site in members)) for label, members in groups]
     return measure(model, batch, cells, on=on, method=mode, progress=progress, max_tokens=max_tokens)

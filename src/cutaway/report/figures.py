@@ -5,18 +5,16 @@ Fieller interval.
 """
 
 from collections.abc import Mapping
-from math import isfinite
 from typing import TypeAlias
 
 import numpy as np
 
 from cutaway.models import Site
 from cutaway.patching import Effects
+from cutaway.patching.effects import GAP_SHARE
 from cutaway.report import schema
-from cutaway.stats import ratio_interval
 
 Grid: TypeAlias = tuple[tuple[float, ...], ...]
-GAP_SHARE = "share of the clean-corrupt gap"
 _ABLATED = {
     "resample": "its output on another prompt",
     "mean": "its mean over the prompts",
@@ -74,7 +72,7 @@ def mlps(ablated: Effects) -> schema.EffectSeries | None:
     chosen = [label for label in ablated.labels if label.startswith("mlp_out")]
     if not chosen:
         return None
-    found = shares(ablated.select(chosen))
+    found = ablated.select(chosen).shares()
     items = [schema.LabelledEffect(label=label, value=value, half_width=half) for label, (value, half) in found.items()]
     text = f"Each bar replaces one MLP's output in the clean run by {_ABLATED[ablated.method]}; signs as for the heads."
     return schema.EffectSeries(title="Which MLPs are needed", sentence=text, unit=GAP_SHARE, items=tuple(items))
@@ -102,22 +100,11 @@ def attribution(denoised: Effects, estimated: Effects | None) -> schema.Attribut
     )
 
 
-def shares(effects: Effects) -> dict[str, tuple[float, float | None]]:
-    """Share of the mean gap of each cell, and the half width of its interval (None where the data set no bound)."""
-    gap = effects.gap.double().numpy()
-    found: dict[str, tuple[float, float | None]] = {}
-    for label, share, row in zip(effects.labels, effects.share().tolist(), effects.raw.double().numpy()):
-        interval = ratio_interval(row, gap, effects.clusters)
-        half = (interval.high - interval.low) / 2
-        found[label] = share, half if isfinite(half) else None
-    return found
-
-
 def _grid(
     effects: Effects, at: Mapping[str, tuple[str, ...]], rows: list[str], columns: list[str]
 ) -> tuple[Grid, Grid | None]:
     """Values and half widths of a map; no half widths where one of them is unbounded."""
-    found = {at[label]: one for label, one in shares(effects).items()}
+    found = {at[label]: one for label, one in effects.shares().items()}
     values = tuple(tuple(found[row, column][0] for column in columns) for row in rows)
     halves = [[found[row, column][1] for column in columns] for row in rows]
     known = tuple(tuple(half for half in row if half is not None) for row in halves)

@@ -48,6 +48,10 @@ def test_scores_equal_slow_loops(family: str) -> None:
             expected = slow(attention[index // 4][0, index % 4], row)
             own = [scores.previous[index, r], scores.duplicate[index, r], scores.induction[index, r]]
             torch.testing.assert_close(torch.stack(own), torch.tensor(expected), equal_nan=True, **CLOSE)
+            weights = attention[index // 4][0, index % 4]
+            entropy = -(weights * weights.clamp(min=1e-30).log()).sum(1).mean()
+            torch.testing.assert_close(scores.entropy[index, r], entropy, **CLOSE)
+            torch.testing.assert_close(scores.first[index, r], weights[1:, 0].mean(), **CLOSE)
     assert scores.duplicate[:, 2].isnan().all()
     assert scores.induction[:, :2].min() > 0
 
@@ -81,7 +85,7 @@ def test_padding_adds_nothing(gpt2: Model, pad: str) -> None:
     together = head_scores(gpt2, from_rows(ROWS, pad=pad, pad_id=20))
     for r, row in enumerate(ROWS):
         alone = head_scores(gpt2, gpt2.encode([row]))
-        for kind in KINDS:
+        for kind in (*KINDS, "first", "entropy"):
             torch.testing.assert_close(
                 getattr(together, kind)[:, r], getattr(alone, kind)[:, 0], equal_nan=True, **CLOSE
             )
@@ -154,3 +158,16 @@ def test_saved_results_come_back(gpt2: Model, tmp_path: Path) -> None:
         HeadScores.load(tmp_path / "p.safetensors")
     with pytest.raises(WrongModel, match=r"s\.safetensors"):
         HeadScores.load(tmp_path / "s.safetensors", load(tiny("gpt2", seed=1)))
+
+
+def test_figures_and_tables_hold_the_numbers(gpt2: Model) -> None:
+    scores = head_scores(gpt2, gpt2.encode(ROWS))
+    bars = scores.figures()[:3]
+    assert [figure.labels[0] for figure in bars] == [scores.top(kind)[0] for kind in KINDS]
+    assert len(head_scores(gpt2, gpt2.encode([ROWS[2]])).figures()) == 2  # no repeats: the previous token alone
+    assert scores.table()[3]["first"] == pytest.approx(scores.first[3].mean().item())
+    patterns = attention_patterns(gpt2, gpt2.encode(ROWS), "z.1.h2")
+    assert len(patterns.table()) == sum(map(len, ROWS))
+    row = patterns.table()[4]
+    assert row["share"] == pytest.approx(patterns.values[0, 0, 4].max().item())
+    assert patterns.figures()[1].values[2] == pytest.approx(patterns.values[0, 1, 2, :4].tolist())

@@ -6,10 +6,10 @@ A score is the attention that a query gives to its target keys, averaged over th
     duplicate   targets of t: every earlier s with the token of t
     induction   targets of t: s + 1 < t for every earlier s with the token of t
 
-Each is a share, 0 to 1. Beside it stands chance: what a head that looks evenly at everything visible would get.
+Each is a share, 0 to 1. Beside it stands chance: what a head that looks evenly at everything visible would get. Two
+numbers more say how a head looks: the share that goes to the first token, where heads rest, and the entropy.
 """
 
-import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway import engine
-from cutaway.artifacts import Provenance, load_tensors, require_same_model, save_tensors
+from cutaway.artifacts import Provenance
 from cutaway.engine import Run
-from cutaway.errors import BrokenEvidence, OutOfRange, UnknownName, UsageError, did_you_mean
+from cutaway.errors import OutOfRange, UnknownName, UsageError, did_you_mean
+from cutaway.figures import Bars, Figure, Heatmap, Points
+from cutaway.lenses import store
+from cutaway.lenses.states import provenance
 from cutaway.models import Model, RunResult, Site, SiteSet, Tokens
 from cutaway.tasks import Batch, Task
 
 Wanted: TypeAlias = Site | SiteSet | str | Iterable[Site | SiteSet | str]
 KINDS = ("previous", "duplicate", "induction")
+DRAWN = 12
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class HeadScores:
     induction: Float[Tensor, "head row"]
     chance: Float[Tensor, "score row"]
     """Scores of even attention, in the order previous, duplicate, induction."""
+    first: Float[Tensor, "head row"]
+    """Share that goes to the row's first token, averaged over the later queries; NaN for a row of one token."""
+    entropy: Float[Tensor, "head row"]
+    """Of a query's attention, nat, averaged over the queries: 0 for a head that looks at one token."""
     provenance: Provenance
 
     def __len__(self) -> int:
@@ -63,28 +71,51 @@ class HeadScores:
         return tuple(self.labels[i] for i in torch.argsort(mean, descending=True, stable=True)[:k].tolist())
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a head: its three mean scores and their chance levels; None for a score that no row has."""
+        """One row a head: its mean scores with their chance levels, the first token's share and the entropy (nat); None
+        for a score that no row has."""
         columns: dict[str, list[float | None]] = {}
         for index, kind in enumerate(KINDS):
             columns[kind] = [None if value != value else value for value in self.mean(kind).tolist()]
             level = torch.nanmean(self.chance[index]).item()
             columns[f"{kind}_chance"] = [None if level != level else level] * len(self)
+        for name, values in (("first", self.first), ("entropy", self.entropy)):
+            columns[name] = [None if value != value else value for value in torch.nanmean(values, 1).tolist()]
         return [
             {"head": label} | {name: column[i] for name, column in columns.items()}
             for i, label in enumerate(self.labels)
         ]
 
+    def figures(self) -> tuple[Figure, ...]:
+        """For each score that some row has, the heads with the most of it; then every head's share and entropy."""
+        found: list[Figure] = []
+        for index, kind in enumerate(KINDS):
+            mean = self.mean(kind)
+            if bool(mean.isnan().all()):
+                continue
+            chosen = torch.argsort(mean, descending=True, stable=True)[:DRAWN].tolist()
+            level = torch.nanmean(self.chance[index]).item()
+            found.append(
+                Bars(
+                    f"Heads by {kind} score",
+                    f"Share of attention that goes to the {kind} targets; even attention would give {level:.2f}.",
+                    "share",
+                    tuple(self.labels[i] for i in chosen),
+                    tuple(mean[i].item() for i in chosen),
+                )
+            )
+        first, entropy = torch.nanmean(self.first, 1), torch.nanmean(self.entropy, 1)
+        axes = ("first-token share", "entropy, nat", self.labels, tuple(first.tolist()), tuple(entropy.tolist()))
+        sentence = "Right: the head rests on the first token; low: it looks at few tokens."
+        return (*found, Points("How heads look", sentence, *axes))
+
     def save(self, path: str | Path) -> str:
         """Write one safetensors file with its manifest; returns the file's SHA-256."""
-        manifest = {"kind": "head_scores", "format": 1, "labels": self.labels, "provenance": self.provenance}
-        return save_tensors(Path(path), {name: getattr(self, name) for name in (*KINDS, "chance")}, manifest)
+        return store.save(self, path, "head_scores")
 
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> "HeadScores":
         """Read a saved file. Raises WrongModel when another model made it, BrokenEvidence when it is something else."""
-        tensors, manifest, provenance = _load(path, "head_scores", model)
-        values = {name: tensors[name] for name in (*KINDS, "chance")}
-        return cls(labels=tuple(manifest["labels"]), **values, provenance=provenance)
+        return store.load(cls, path, "head_scores", model)
 
     def _of(self, kind: str) -> Float[Tensor, "head row"]:
         if kind not in KINDS:
@@ -104,22 +135,42 @@ class Patterns:
     """Text of each row's tokens (ids as text without a tokenizer)."""
     provenance: Provenance
 
+    def __len__(self) -> int:
+        """Number of heads."""
+        return len(self.labels)
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row a head, row and query: the key that gets most of its attention, and how much."""
+        rows = []
+        for i, label in enumerate(self.labels):
+            for row, tokens in enumerate(self.tokens):
+                for query, token in enumerate(tokens):
+                    share, key = self.values[i, row, query].max(0)
+                    where = {"head": label, "row": row, "query": query, "token": token, "key": int(key)}
+                    rows.append(where | {"key_token": tokens[int(key)], "share": share.item()})
+        return rows
+
+    def figures(self) -> tuple[Figure, ...]:
+        """The pattern of each head on each row."""
+        found = []
+        for i, label in enumerate(self.labels):
+            for row, tokens in enumerate(self.tokens):
+                n, which = len(tokens), f", row {row}" if len(self.tokens) > 1 else ""
+                shares = tuple(tuple(line) for line in self.values[i, row, :n, :n].tolist())
+                sentence = "Share of each query's attention (rows) that each key (columns) gets."
+                found.append(
+                    Heatmap(f"Attention of {label}{which}", sentence, "share", "query", "key", tokens, tokens, shares)
+                )
+        return tuple(found)
+
     def save(self, path: str | Path) -> str:
         """Write one safetensors file with its manifest; returns the file's SHA-256."""
-        manifest = {
-            "kind": "patterns",
-            "format": 1,
-            "labels": self.labels,
-            "tokens": self.tokens,
-            "provenance": self.provenance,
-        }
-        return save_tensors(Path(path), {"values": self.values}, manifest)
+        return store.save(self, path, "patterns")
 
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> "Patterns":
         """Read a saved file. Raises WrongModel when another model made it, BrokenEvidence when it is something else."""
-        tensors, manifest, provenance = _load(path, "patterns", model)
-        return cls(tuple(manifest["labels"]), tensors["values"], tuple(map(tuple, manifest["tokens"])), provenance)
+        return store.load(cls, path, "patterns", model)
 
 
 def head_scores(
@@ -149,11 +200,22 @@ def head_scores(
     plan = engine.plan(
         model, [Run(rows, reads=tuple(dict.fromkeys(site.base for site in found)))], max_tokens=max_tokens
     )
-    (scores,) = plan.execute(progress=progress, reduce=lambda result, index: _scores(result, found, targets[:, index]))
+    (scores,) = plan.execute(
+        progress=progress, reduce=lambda result, index: _scores(result, found, targets[:, index], rows.mask[index])
+    )
     values = scores.cpu().permute(1, 2, 0)
     even = _visible(rows, model.body.causal)
     chance = _average(even / even.sum(-1, keepdim=True).clamp(min=1), targets)
-    return HeadScores(tuple(map(str, found)), values[0], values[1], values[2], chance, _provenance(model, rows))
+    return HeadScores(
+        labels=tuple(map(str, found)),
+        previous=values[0],
+        duplicate=values[1],
+        induction=values[2],
+        chance=chance,
+        first=values[3],
+        entropy=values[4],
+        provenance=provenance(model, rows.digest),
+    )
 
 
 def attention_patterns(
@@ -181,7 +243,7 @@ def attention_patterns(
         model.strings(tokens.row(i)) if model.tokenizer is not None else list(map(str, tokens.row(i)))
         for i in range(len(tokens))
     ]
-    return Patterns(tuple(map(str, found)), values, tuple(map(tuple, texts)), _provenance(model, tokens))
+    return Patterns(tuple(map(str, found)), values, tuple(map(tuple, texts)), provenance(model, tokens.digest))
 
 
 def _rows(model: Model, inputs: Tokens | Task | Batch) -> Tokens:
@@ -239,25 +301,20 @@ def _average(
 
 
 def _scores(
-    result: RunResult, heads: Sequence[Site], targets: Bool[Tensor, "score row query key"]
-) -> Float[Tensor, "row score head"]:
-    columns = [
-        _average(result.activations[site].float(), targets.to(result.activations[site].device)) for site in heads
-    ]
+    result: RunResult,
+    heads: Sequence[Site],
+    targets: Bool[Tensor, "score row query key"],
+    real: Bool[Tensor, "row pos"],
+) -> Float[Tensor, "row column head"]:
+    """The three scores, the first token's share, and the entropy."""
+    columns = []
+    for site in heads:
+        weights = result.activations[site].float()
+        here = real.to(weights.device)
+        rows, start = torch.arange(len(here), device=here.device), here.int().argmax(1)
+        later = here.clone()
+        later[rows, start] = False
+        to_first = weights[rows, :, start].where(later, 0.0).sum(1) / later.sum(1)
+        entropy = torch.special.entr(weights).sum(-1).where(here, 0.0).sum(1) / here.sum(1)
+        columns.append(torch.cat([_average(weights, targets.to(weights.device)), torch.stack([to_first, entropy])]))
     return torch.stack(columns, 2).transpose(0, 1)
-
-
-def _provenance(model: Model, rows: Tokens) -> Provenance:
-    return Provenance(model.digest, rows.digest, importlib.import_module("cutaway").__version__)
-
-
-def _load(path: str | Path, kind: str, model: Model | None) -> tuple[dict[str, Tensor], dict[str, Any], Provenance]:
-    tensors, manifest = load_tensors(Path(path))
-    if manifest.get("kind") != kind:
-        raise BrokenEvidence(
-            f"{path}: holds {manifest.get('kind')!r}, not {kind}; load it with its own class", path=str(path)
-        )
-    provenance = Provenance(**manifest["provenance"])
-    if model is not None:
-        require_same_model(provenance.model, model.digest, f"{path}")
-    return tensors, manifest, provenance

@@ -6,27 +6,25 @@
    are. The last place is the model itself.
 """
 
-import importlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cutaway import engine
-from cutaway.artifacts import Provenance, digest, load_tensors, require_same_model, save_tensors
-from cutaway.engine import Run
-from cutaway.errors import BrokenEvidence, OutOfRange, SiteUnavailable, UnknownName, UsageError
-from cutaway.models import Activations, Model, RunResult, Site, SiteSet, Tokens
+from cutaway.artifacts import Provenance, digest
+from cutaway.errors import OutOfRange, UnknownName
+from cutaway.figures import Figure, Lines
+from cutaway.lenses import store
+from cutaway.lenses.grid import translated
+from cutaway.lenses.states import Lens, Wanted, provenance, read_states, states, words_of
+from cutaway.models import Model, RunResult, Site, Tokens
 from cutaway.tasks import Batch, Task
 
-Wanted: TypeAlias = Site | SiteSet | str | Iterable[Site | SiteSet | str]
-STREAM = ("resid_pre", "resid_mid", "resid_post")
-"""Kinds that are states of the residual stream."""
 FIXED = 3
 """Columns before the top tokens in a reduced row: answer logit, foil logit, log-probability of the answer."""
 
@@ -53,6 +51,8 @@ class LogitLens:
     clusters: tuple[str, ...]
     ids: tuple[str, ...]
     provenance: Provenance
+    lens: str = "logit"
+    """`logit`, or the kind of the fitted lens that was used."""
 
     def __len__(self) -> int:
         """Number of places."""
@@ -75,31 +75,35 @@ class LogitLens:
             )
         return rows
 
+    def figures(self) -> tuple[Figure, ...]:
+        """Preference and probability of the answer by place, averaged over the examples."""
+        x = tuple(map(float, range(len(self))))
+        axes = {"x_axis": "place", "x": x, "x_labels": self.labels}
+        return (
+            Lines(
+                f"Answer minus foil by place ({self.lens} lens)",
+                "Positive: a state of this place, read as if it were the last, prefers the answer.",
+                "nat",
+                lines={"difference": tuple(self.difference.mean(1).tolist())},
+                **axes,
+            ),
+            Lines(
+                f"Probability of the answer by place ({self.lens} lens)",
+                "Of the answer's first token, in the read-out of each place.",
+                "probability",
+                lines={"answer": tuple(self.probability.mean(1).tolist())},
+                **axes,
+            ),
+        )
+
     def save(self, path: str | Path) -> str:
         """Write one safetensors file with its manifest; returns the file's SHA-256."""
-        texts: dict[str, Any] = {name: getattr(self, name) for name in _TEXTS}
-        manifest = {"kind": "logit_lens", "format": 1, **texts, "provenance": self.provenance}
-        return save_tensors(Path(path), {name: getattr(self, name) for name in _TENSORS}, manifest)
+        return store.save(self, path, "logit_lens")
 
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> "LogitLens":
         """Read a saved file. Raises WrongModel when another model made it, BrokenEvidence when it is something else."""
-        tensors, manifest = load_tensors(Path(path))
-        if manifest.get("kind") != "logit_lens":
-            raise BrokenEvidence(
-                f"{path}: holds {manifest.get('kind')!r}, not a logit lens; load it with its own class", path=str(path)
-            )
-        provenance = Provenance(**manifest["provenance"])
-        if model is not None:
-            require_same_model(provenance.model, model.digest, f"{path}")
-        texts = {name: manifest[name] for name in ("position", "on")}
-        texts |= {name: tuple(manifest[name]) for name in ("labels", "clusters", "ids")}
-        words = {int(key): text for key, text in manifest["texts"].items()}
-        return cls(**{name: tensors[name] for name in _TENSORS}, **texts, texts=words, provenance=provenance)
-
-
-_TENSORS = ("difference", "probability", "top_ids", "top_probabilities")
-_TEXTS = ("labels", "position", "on", "texts", "clusters", "ids")
+        return store.load(cls, path, "logit_lens", model)
 
 
 def logit_lens(
@@ -107,6 +111,7 @@ def logit_lens(
     task: Task | Batch,
     sites: Wanted | None = None,
     *,
+    lens: Lens | None = None,
     position: str | int = "end",
     on: str = "clean",
     k: int = 5,
@@ -126,39 +131,35 @@ def logit_lens(
 
     Args:
         sites: residual states; None: `resid_pre.0`, then `resid_post` of every layer.
+        lens: a fitted lens (tuned, Jacobian) that translates each state first; None: the state as it is.
         position: a role or an index; the same token is read and predicted from.
         k: top tokens to keep.
     """
     if on not in ("clean", "corrupt"):
         raise UnknownName(f"on={on!r}: it is one of clean, corrupt", name=on)
     batch = task.encode(model) if isinstance(task, Task) else task
-    last, places = _places(model, sites)
+    places = states(model, sites)
+    if lens is not None:
+        lens.require(model)
     if not 1 <= k <= (model.body.d_vocab or 0):
         raise OutOfRange(f"k={k}: between 1 and the {model.body.d_vocab} tokens of the vocabulary", k=k)
     rows = (batch.clean if on == "clean" else batch.corrupt).take(range(batch.n))
-    acts = model.capture(rows, places)
-    edits = [last.at(position).patch(Activations({last: acts[site]}, rows, acts.model)) for site in places]
     wanted = position if isinstance(position, str) else tuple((place[0],) for place in rows.positions(position))
-    plan = engine.plan(model, [Run(rows, edits=(edit,), logits=wanted) for edit in edits], max_tokens=max_tokens)
+    rows.positions(position)  # refuses one that the rows do not have
+    acts = model.capture(rows, places)
+    values = [translated(lens, site, acts[site]) for site in places]
     targets = torch.tensor([[answer[0], foil[0]] for answer, foil in zip(batch.answers, batch.foils)])
-    reduced = plan.execute(progress=progress, reduce=lambda result, index: _read_out(result, targets[index], k))
-    return _assemble(model, batch, rows, places, torch.stack(reduced).cpu(), k, str(position), on)
-
-
-def _places(model: Model, sites: Wanted | None) -> tuple[Site, list[Site]]:
-    """The output of the last block, and the residual states to read."""
-    n_layers = model.body.n_layers
-    if model.body.d_vocab is None:
-        raise SiteUnavailable(
-            f"{model.name} has no unembedding: there is no vocabulary to read a state in", reason="no unembedding"
-        )
-    every = [Site("resid_pre", 0), *(Site("resid_post", layer) for layer in range(n_layers))]
-    places = model.body.expand(every if sites is None else sites)
-    for site in places:
-        if site.kind not in STREAM or site.pos is not None or site.batch_rows is not None:
-            rule = f"the lens reads whole residual states ({', '.join(STREAM)}), and takes the position as position="
-            raise UsageError(f"site {str(site)!r}: {rule}", site=str(site))
-    return model.body.expand([Site("resid_post", n_layers - 1)])[0], places
+    reduced = read_states(
+        model,
+        rows,
+        values,
+        wanted,
+        lambda result, index: _read_out(result, targets[index], k),
+        at=position,
+        max_tokens=max_tokens,
+        progress=progress,
+    )
+    return _assemble(model, batch, rows, places, torch.stack(reduced).cpu(), k, str(position), on, lens)
 
 
 def _read_out(result: RunResult, targets: Int[Tensor, "row 2"], k: int) -> Float[Tensor, "row column"]:
@@ -173,11 +174,17 @@ def _read_out(result: RunResult, targets: Int[Tensor, "row 2"], k: int) -> Float
 
 
 def _assemble(
-    model: Model, batch: Batch, rows: Tokens, places: Sequence[Site], reduced: Tensor, k: int, position: str, on: str
+    model: Model,
+    batch: Batch,
+    rows: Tokens,
+    places: Sequence[Site],
+    reduced: Tensor,
+    k: int,
+    position: str,
+    on: str,
+    lens: Lens | None,
 ) -> LogitLens:
     top_ids = reduced[:, :, FIXED + k :].long()
-    seen = sorted(set(top_ids.flatten().tolist()))
-    words = dict(zip(seen, model.strings(seen))) if model.tokenizer is not None else {}
     data = digest([rows.digest, position, batch.answers, batch.foils])
     return LogitLens(
         labels=tuple(map(str, places)),
@@ -187,8 +194,9 @@ def _assemble(
         probability=reduced[:, :, 2].exp().float(),
         top_ids=top_ids,
         top_probabilities=reduced[:, :, FIXED : FIXED + k].exp().float(),
-        texts=words,
+        texts=words_of(model, top_ids),
         clusters=batch.clusters,
         ids=batch.ids,
-        provenance=Provenance(model.digest, data, importlib.import_module("cutaway").__version__),
+        provenance=provenance(model, data),
+        lens="logit" if lens is None else lens.name,
     )

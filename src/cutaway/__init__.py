@@ -5,7 +5,7 @@
     result = cutaway.study(model, task, out="report")
 
 The rooms: `models` (sites, edits, one forward pass), `engine` (many runs, planned), `tasks`, `zoo`, `lenses`,
-`patching`, `claims`, `report`. What needs more than torch is imported when it is first used.
+`patching`, `attribution`, `steering`, `claims`, `report`. What needs more than torch is imported when it is first used.
 """
 
 import importlib
@@ -18,13 +18,15 @@ from cutaway.engine import Run, plan, reference
 from cutaway.models import Activations, Edit, Model, Raw, Site, Tokens, load, sites, where, wrap
 
 if TYPE_CHECKING:
-    from cutaway import claims, engine, lenses, models, patching, report, stats, tasks, zoo
+    from cutaway import attribution, claims, engine, lenses, models, patching, report, stats, steering, tasks, viz, zoo
     from cutaway.claims import Claim, Ledger, Mediates, Necessary, Specific, Sufficient
     from cutaway.loop import StudyResult, repeat, study
     from cutaway.tasks import Pair, Task
 
 _LATER = {
-    **dict.fromkeys(("claims", "lenses", "patching", "report", "stats", "tasks", "zoo"), ""),
+    **dict.fromkeys(
+        ("attribution", "claims", "lenses", "patching", "report", "stats", "steering", "tasks", "viz", "zoo"), ""
+    ),
     **dict.fromkeys(("Claim", "Ledger", "Mediates", "Necessary", "Specific", "Sufficient"), "claims"),
     **dict.fromkeys(("Pair", "Task"), "tasks"),
     **dict.fromkeys(("StudyResult", "repeat", "study"), "loop"),
@@ -48,6 +50,7 @@ __all__ = [
     "Sufficient",
     "Task",
     "Tokens",
+    "attribution",
     "claims",
     "engine",
     "errors",
@@ -61,8 +64,10 @@ __all__ = [
     "report",
     "sites",
     "stats",
+    "steering",
     "study",
     "tasks",
+    "viz",
     "where",
     "wrap",
     "zoo",

@@ -17,6 +17,9 @@ Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Write its figures to one offline HTML file.")
 ]
 
+MOST_ROWS = 40
+"""Rows of a table in the terminal."""
+
 
 @runtime_checkable
 class Result(Protocol):
@@ -59,7 +62,10 @@ def deliver(
         console.show(f"{name.replace('_', ' ')}: {console.short(value)}")
     rows = result.table()
     if rows:
-        console.table(list(rows[0]), [[console.short(cell) for cell in row.values()] for row in rows])
+        shown = rows[:MOST_ROWS]
+        console.table(list(rows[0]), [[console.short(cell) for cell in row.values()] for row in shown])
+        if len(rows) > len(shown):
+            console.say(f"{len(shown)} of {len(rows)} rows; all of them: --json, --out or --html")
     for what, path in (("Saved", out), ("Page", html)):
         if path is not None:
             console.show(f"{what}: {path}")

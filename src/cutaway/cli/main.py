@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from cutaway.cli import doctor, models, study, tasks, verify, zoo
+from cutaway.cli import (
+    ablate,
+    attention,
+    attribute,
+    doctor,
+    generate,
+    lens,
+    models,
+    patch,
+    path,
+    study,
+    tasks,
+    trace,
+    verify,
+    zoo,
+)
 from cutaway.cli.command import Command
 
 app = typer.Typer(
@@ -17,6 +32,14 @@ app = typer.Typer(
 )
 app.command("study", cls=Command)(study.study)
 app.command("verify", cls=Command)(verify.verify)
+app.command("patch", cls=Command)(patch.patch)
+app.command("ablate", cls=Command)(ablate.ablate)
+app.command("trace", cls=Command)(trace.trace)
+app.command("path", cls=Command)(path.path)
+app.command("attribute", cls=Command)(attribute.attribute)
+app.command("attention", cls=Command)(attention.attention)
+app.add_typer(lens.app, name="lens")
+app.command("generate", cls=Command)(generate.generate)
 app.add_typer(models.app, name="models")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(zoo.app, name="zoo")

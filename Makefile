@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test check docs zoo clean
+.PHONY: help demo test check docs bench zoo clean
 
 help: ## Show these targets.
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target does; do \
@@ -26,6 +26,9 @@ check: $(READY) ## Check format, lint, types, import directions and freshness of
 
 docs: $(READY) ## Write the generated pages anew (docs/cli.md, docs/errors.md).
 	$(BIN)/python docs/generate.py
+
+bench: $(READY) ## Measure cutaway beside other tools, each in an environment of its own; writes docs/benchmarks.md.
+	$(BIN)/python benchmarks/bench.py
 
 zoo: $(READY) ## Train every model of the zoo again, into build/zoo; the shipped ones stay as they are.
 	@echo 'Each recipe in src/cutaway/zoo/recipes says at its head what it costs; all together it is hours on two cores.'

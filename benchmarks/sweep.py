@@ -3,7 +3,8 @@
     python benchmarks/sweep.py [resid|heads] [--layers N] [--pairs N] [--tokens N]
 
 GPT-2-small's shape with random weights, CPU seconds at one thread, both in one process: the naive loop is cut in two,
-and the plan runs between its halves. Bounds for the default: 4 times faster, largest difference 1e-5.
+and the plan runs between its halves. Pairs have no token in common, so that no patch is idle. Bounds for the defaults:
+5.5 times faster (heads: 4.5), largest difference 1e-5.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from cutaway.models import Model, Site, sites
 from cutaway.patching import sweep
 from cutaway.tasks import Batch, Pair, Task, vocabulary_digest
 
-FASTER, APART = 4.0, 1e-5
+FASTER, APART = {"resid": 5.5, "heads": 4.5}, 1e-5
+PAIRS = {"resid": 16, "heads": 4}
 D_VOCAB, N_HEADS, D_MODEL = 50257, 12, 768
 Hook = Callable[[nn.Module, tuple[Any, ...]], Any]
 
@@ -40,12 +42,12 @@ def random_model(n_layers: int) -> Model:
 
 
 def random_batch(model: Model, n_pairs: int, n_tokens: int) -> Batch:
-    """Pairs of random tokens that differ in their second token."""
+    """Pairs of random tokens without one in common."""
     chance = random.Random(0)
     pairs = []
     for i in range(n_pairs):
-        clean = [chance.randrange(D_VOCAB) for _ in range(n_tokens)]
-        corrupt = [clean[0], chance.randrange(D_VOCAB), *clean[2:]]
+        ids = chance.sample(range(D_VOCAB), 2 * n_tokens)
+        clean, corrupt = ids[:n_tokens], ids[n_tokens:]
         answer, foil = chance.sample(range(D_VOCAB), 2)
         pairs.append(Pair(tuple(clean), tuple(corrupt), answer, foil, id=str(i)))
     return Task("random", "Random tokens.", tuple(pairs), tokenizer=vocabulary_digest(model)).encode(model)
@@ -104,8 +106,8 @@ class Naive:
 def explain(model: Model, batch: Batch, cells: list[Site]) -> str:
     """The plan's own account, for the runs that the sweep declares."""
     donor = model.capture(batch.clean, list({site.base: None for site in cells}))
-    runs = [Run(tokens, logits=batch.logits) for tokens in (batch.clean, batch.corrupt)]
-    runs += [Run(batch.corrupt, edits=(site.patch(donor),), logits=batch.logits) for site in cells]
+    runs = [Run(tokens, logits=batch.logits, vocab=batch.vocab) for tokens in (batch.clean, batch.corrupt)]
+    runs += [Run(batch.corrupt, (site.patch(donor),), logits=batch.logits, vocab=batch.vocab) for site in cells]
     return str(engine.plan(model, runs).explain())
 
 
@@ -138,15 +140,15 @@ def main(job: str, n_layers: int, n_pairs: int, n_tokens: int) -> int:
     print(
         f"naive    {naive_s:8.2f} CPU s: {len(cells)} cells, one forward pass each, {n_pairs} rows of {n_tokens} tokens"
     )
-    print(f"cutaway  {plan_s:8.2f} CPU s: {naive_s / plan_s:.2f} times faster (bound {FASTER})")
+    print(f"cutaway  {plan_s:8.2f} CPU s: {naive_s / plan_s:.2f} times faster (bound {FASTER[job]})")
     print(f"largest difference {apart:.1e} (bound {APART:.0e}; largest effect {size:.2f} nat)")
-    return int(naive_s / plan_s < FASTER or not apart <= APART)
+    return int(naive_s / plan_s < FASTER[job] or not apart <= APART)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("job", nargs="?", default="resid", choices=["resid", "heads"])
-    for name, default in (("layers", 12), ("pairs", 16), ("tokens", 16)):
+    for name, default in (("layers", 12), ("pairs", None), ("tokens", 15)):
         parser.add_argument(f"--{name}", type=int, default=default)
     chosen = parser.parse_args()
-    sys.exit(main(chosen.job, chosen.layers, chosen.pairs, chosen.tokens))
+    sys.exit(main(chosen.job, chosen.layers, chosen.pairs or PAIRS[chosen.job], chosen.tokens))

@@ -1,4 +1,4 @@
-"""Writes the pages that follow from the code: docs/cli.md, docs/errors.md and docs/zoo.md.
+"""Writes the pages that follow from the code: docs/cli.md, docs/errors.md, docs/models.md and docs/zoo.md.
 
 python docs/generate.py            write them
 python docs/generate.py --check    fail when one of them is not what the code says
@@ -12,9 +12,9 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
-from docs.pages import cli, errors, zoo  # noqa: E402
+from docs.pages import cli, errors, models, zoo  # noqa: E402
 
-PAGES = {"cli.md": cli.page, "errors.md": errors.page, "zoo.md": zoo.page}
+PAGES = {"cli.md": cli.page, "errors.md": errors.page, "models.md": models.page, "zoo.md": zoo.page}
 
 
 def main(arguments: list[str]) -> int:

@@ -50,7 +50,7 @@ def test_the_page_of_commands_lists_them_all() -> None:
             for flag in parameter.opts
             if flag.startswith("--") and flag not in page
         ] == []
-    assert len(list(commands())) == 1 + len(typer.main.get_command(app).commands) + 7
+    assert len(list(commands())) == 1 + len(typer.main.get_command(app).commands) + 13
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -407,7 +407,8 @@ def _known(truth: Truth) -> str:
     shares = truth.measures
     return (
         f"In {N_WAYS} other mazes with the coin in its corner {shares['reached_corner']:.1%} of the ways reach it; "
-        f"with the coin elsewhere {shares['reached_elsewhere']:.1%}, and {shares['ends_in_corner_elsewhere']:.1%} end in the corner without "
+        f"with the coin elsewhere {shares['reached_elsewhere']:.1%}, and "
+        f"{shares['ends_in_corner_elsewhere']:.1%} end in the corner without "
         f"it; without any coin {shares['ends_in_corner_no_coin']:.1%} end there. The coin enters by channel "
         f"{COIN_CHANNEL} of the stem alone, by construction: patching it from a maze with the coin in another cell of "
         f"the corner makes {shares['retargeted']:.1%} of the ways end as they do there, against "

@@ -258,7 +258,8 @@ def test_the_loud_head_is_found_and_the_mute_one_refuted(finished: tuple, ledger
     frozen = claim(MUTE, predictions=ALL[:2]).freeze(toy_model(), toy_task(), search=12)
     mute = frozen.run(toy_model(), toy_task(), ledger)
     assert mute.verdict == "refuted"
-    assert {part["estimate"]["value"] for part in mute.predictions} == {0.0}
+    # passes of other shapes round otherwise
+    assert max(abs(part["estimate"]["value"]) for part in mute.predictions) < 1e-6
 
 
 def test_two_heads_are_one_subject(ledger: Ledger) -> None:

@@ -31,7 +31,7 @@ def test_all_cells_are_one_planned_call(monkeypatch: pytest.MonkeyPatch) -> None
     assert counts == [2 + len(CELLS)], "two unedited runs, and each cell once"
     assert set(found.edited) == set(CELLS)
     assert (found.edited[CELLS[0]] != found.base["corrupt"]).any()
-    assert found.edited[CELLS[2]] == pytest.approx(found.base["clean"]), "a mute head is not missed"
+    assert found.edited[CELLS[2]] == pytest.approx(found.base["clean"], abs=1e-6), "a mute head is not missed"
 
 
 def test_identity_edits_change_no_bit() -> None:
@@ -46,7 +46,7 @@ def test_a_metric_of_less_is_turned_round() -> None:
 
     task = replace(toy_task().split("explore"), metric="kl")
     found = measure(toy_model(), task, CELLS[:1], seed=0, max_tokens=4096)
-    assert (found.base["clean"] == 0).all()
+    assert found.base["clean"] == pytest.approx(0, abs=1e-6)
     assert (found.base["corrupt"] < 0).all(), "larger is more of the behavior"
 
 

@@ -16,6 +16,7 @@ def test_ordinary_models_pass(family):
     assert proofs.proofs(loaded(family)) == proofs.Proofs("", "", "")
 
 
+@pytest.mark.usefixtures("seeded")
 def test_an_unembedding_that_is_no_plain_linear_map_is_computed_whole(monkeypatch):
     class Doubled(nn.Linear):
         def forward(self, entering):
@@ -36,6 +37,7 @@ def test_an_unembedding_that_is_no_plain_linear_map_is_computed_whole(monkeypatc
     assert torch.allclose(plan.execute()[0].logits, engine.reference(model, [run])[0].logits, atol=1e-5)
 
 
+@pytest.mark.usefixtures("seeded")
 def test_attention_that_looks_beyond_its_projections_is_found_out(monkeypatch):
     """A projection that mixes positions: what one column gives depends on the others."""
 

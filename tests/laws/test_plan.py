@@ -248,7 +248,7 @@ def test_what_donor_and_base_have_in_common_is_not_run(family, monkeypatch):
     assert largest_difference(found, oracle) < TOLERANCE
     # a donor from an edited run says something else at the same tokens: it is compared, not believed
     other = model.run(clean, [sites.resid_post[0].scale(1.5)], [sites.resid_pre[2]], "none").activations
-    runs = [Run(corrupt, (sites.resid_pre[2].at(1).patch(other),), logits="end"), Run(corrupt, logits="end")]
+    runs = [Run(corrupt, (sites.resid_pre[2].at(1).patch(other),), logits="all"), Run(corrupt, logits="all")]
     a, b = engine.plan(model, runs).execute()
     assert largest_difference([a], engine.reference(model, runs[:1])) < TOLERANCE
     assert not torch.equal(a.logits, b.logits)

@@ -63,7 +63,11 @@ def test_rows_and_patches_of_any_network(picture):
 def test_what_a_wrapped_network_cannot_do_is_refused(picture):
     x = pixels()
     for use, error, text in (
-        (lambda: picture.capture(x, ["resid_post.1"]), SiteUnavailable, "no anatomy; address sites by module path"),
+        (
+            lambda: picture.capture(x, ["resid_post.1"]),
+            SiteUnavailable,
+            "no anatomy; address it by path, .* or give wrap",
+        ),
         (lambda: picture.run(x, [sites.z[0].zero()]), SiteUnavailable, "no anatomy"),
         (lambda: picture.capture(x, ["body.9:output"]), UnknownSite, r"'body.9': not in Picture. Did you mean 'body"),
         (lambda: picture.run(x, [sites.module("head").add(torch.ones(3))]), BadEdit, r"shape \[3\], the site \[2, 7\]"),

@@ -14,8 +14,8 @@ demo: $(READY) ## Study how an embedded language model finds the receiver of a g
 	$(BIN)/cutaway study ioi --model babel --out demo-report
 	@echo "Open demo-report/report.html in a browser; verify it with: $(BIN)/cutaway verify demo-report"
 
-test: $(READY) ## Run the tests (CPU, offline, minutes).
-	$(BIN)/python -m pytest
+test: $(READY) ## Run the tests (CPU, offline, minutes), one process a core and one thread each.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(READY) ## Check format, lint, types, import directions and freshness of the generated pages.
 	$(BIN)/ruff format --check .

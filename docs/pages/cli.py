@@ -57,10 +57,13 @@ def _section(path: str, command: Any) -> str:
 
 def _flag(option: Any) -> str:
     names = ", ".join(sorted(option.opts, key=len, reverse=True))
+    names += "".join(f"/{name}" for name in option.secondary_opts)
     return names if option.is_flag else f"{names} {option.metavar or option.name.upper()}"
 
 
 def _default(option: Any) -> str:
     if option.required:
         return " Needed."
+    if option.is_flag and option.secondary_opts:
+        return f" Default: `{option.opts[0] if option.default else option.secondary_opts[0]}`."
     return "" if option.is_flag or option.default is None else f" Default: `{option.default}`."

@@ -15,10 +15,12 @@ from cutaway.lenses import (
     fit_tuned_lens,
     lens_grid,
     measured,
+    read_prompts,
     read_published,
     unembedding_hash,
     write_published,
 )
+from cutaway.lenses.texts import open_rows
 from cutaway.models import Model, Site, Tokens, load
 from tests.families import tiny
 from tests.patching.pairs import loaded
@@ -162,3 +164,28 @@ def test_wrong_requests_say_what_to_do() -> None:
     ):
         with pytest.raises(error, match=says):
             fit_tuned_lens(model, **options)
+
+
+def test_texts_longer_than_the_context_are_cut_into_rows(tmp_path: Path) -> None:
+    model = load("induction-2l")
+    words = " ".join(text.strip() for text in model.strings(range(5, 45)) if text.strip())
+    (tmp_path / "long.txt").write_text(f"{words}\n" * 40, encoding="utf-8")
+    rows = open_rows(model, tmp_path / "long.txt", d_row=16, n_held_out=3)
+    assert rows.held_out.ids.shape == (3, 16)
+    taken = next(rows.batches(64, torch.Generator().manual_seed(0)))
+    assert taken.ids.shape == (4, 16)
+    with pytest.raises(UsageError, match="d_row=4000: this model's context is"):
+        open_rows(model, tmp_path / "long.txt", d_row=4000, n_held_out=3)
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    model = load("induction-2l")
+    (tmp_path / "bin.txt").write_bytes(b"\xff\xfe\x00bad")
+    (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
+    for path, says in (("bin.txt", "not a text file in UTF-8"), ("empty.txt", "no line of text"), ("", "is a folder")):
+        with pytest.raises(DataError, match=says):
+            read_prompts(tmp_path / path)
+    with pytest.raises(DataError, match=r"bin.txt: not a text file in UTF-8 .* at byte 0"):
+        open_rows(model, tmp_path / "bin.txt", d_row=16, n_held_out=3)
+    with pytest.raises(DataError, match="this is a folder"):
+        open_rows(model, tmp_path, d_row=16, n_held_out=3)

@@ -48,15 +48,18 @@ def deliver(
     """
     from cutaway import viz
 
+    figures = result.figures()  # what cannot be shown is refused before anything is written
+    if html is not None and not figures:
+        raise UsageError("--html: this result has no figures; leave it out", path=str(html))
     sha256 = result.save(out) if out is not None else None
     if html is not None:
-        viz.write(html, title, result.figures())
+        viz.write(html, title, figures)
     if as_json:
         saved = {name: str(path) for name, path in (("out", out), ("html", html)) if path is not None}
         digests = {} if sha256 is None else {"sha256": sha256}
         console.emit({"title": title, **facts, **saved, **digests, "rows": result.table()})
         return
-    for figure in result.figures():
+    for figure in figures:
         console.draw(viz.terminal(figure))
     for name, value in facts.items():
         console.show(f"{name.replace('_', ' ')}: {console.short(value)}")

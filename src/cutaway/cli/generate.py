@@ -8,7 +8,7 @@ import typer
 from cutaway.cli import console
 from cutaway.cli.command import AsJson
 from cutaway.cli.deliver import Html, Out, check_targets, deliver
-from cutaway.errors import UsageError
+from cutaway.errors import CutawayError, UsageError
 
 if TYPE_CHECKING:
     from cutaway.models import Model
@@ -82,6 +82,8 @@ def generate(
             raise UsageError(f"{option} {path}: the folder {path.resolve().parent} does not exist; make it first")
     check_targets(out, html)
     own = _own(to, from_, site, strength, unit, keep_norm)
+    if html is not None and not own and not steer:
+        raise UsageError("--html shows what steering changed; give --steer, or --to, --from and --site")
     if save_steering is not None and not own:
         raise UsageError("--save-steering saves the vector of --to and --from; give both")
     chosen: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
@@ -92,7 +94,12 @@ def generate(
     console.python(_code(model, prompts, steer or [], own, n_new, options))
     loaded = cutaway.load(model)
     vectors = _vectors(loaded, steer or [], own, prompt)
-    result = compare(loaded, prompts, vectors, max_new_tokens=n_new, on_text=_written(len(prompt) * samples), **options)
+    try:
+        written = _written(len(prompt) * samples)
+        result = compare(loaded, prompts, vectors, max_new_tokens=n_new, on_text=written, **options)
+    except CutawayError:
+        console.say("")  # the error begins on a line of its own
+        raise
     facts: dict[str, Any] = {"model": loaded.name, "steering": [str(vector) for vector in vectors]}
     if save_steering is not None:
         facts["steering_saved"] = str(save_steering)

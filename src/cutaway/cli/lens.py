@@ -38,7 +38,10 @@ def read(
         Path | None, typer.Option("--lens", metavar="FILE", help="A fitted lens. [default: the logit lens]")
     ] = None,
     site: Sites = None,
-    position: Position = "end",
+    position: Annotated[
+        str | None,
+        typer.Option("--position", metavar="ROLE|INDEX", help="Position of a task that is read. [default: end]"),
+    ] = None,
     answer: Annotated[
         str | None, typer.Option("--answer", metavar="TEXT", help="Token whose rank is followed, for a prompt.")
     ] = None,
@@ -60,6 +63,8 @@ def read(
     more = "" if lens is None else ", lens=lens"
     with console.progress() as progress:
         if isinstance(found, str):
+            if position is not None:
+                raise UsageError("--position belongs to a task; a prompt is read at every position")
             call = f"cutaway.lenses.lens_grid(model, {found!r}, {site!r}{more}, answer={answer!r}, k={k})"
             _say(model, given, call)
             result: Any = cutaway.lenses.lens_grid(
@@ -68,7 +73,7 @@ def read(
         else:
             if answer is not None:
                 raise UsageError("--answer belongs to a prompt; a task has its own answers")
-            place = _position(position)
+            place = _position(position or "end")
             call = f"cutaway.lenses.logit_lens(model, task, {site!r}{more}, position={place!r}, k={k})"
             _say(model, f"\n{code(prompt, n, seed)}{given}", call)
             result = cutaway.lenses.logit_lens(
@@ -201,19 +206,18 @@ def fit_jacobian(
 ) -> None:
     """Average the Jacobians of MODEL over prompts: a lens that is not fitted to predictions."""
     import cutaway
+    from cutaway.lenses import read_prompts
 
     check_targets(out, html)
-    if not prompts.is_file():
-        raise UsageError(f"{prompts}: no such file; give a text file with one prompt a line", path=str(prompts))
+    lines = read_prompts(prompts)
     options = {"skip_first": skip_first, "tolerance": tolerance, "d_row": d_row}
     words = "".join(f", {key}={value!r}" for key, value in options.items())
     _say(
         model,
-        f"\nprompts = open({str(prompts)!r}).read().splitlines()",
+        f"\nprompts = cutaway.lenses.read_prompts({str(prompts)!r})",
         f"cutaway.lenses.fit_jacobian_lens(model, prompts{words})",
     )
     loaded = cutaway.load(model)
-    lines = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     with console.progress() as progress:
         result = cutaway.lenses.fit_jacobian_lens(loaded, lines, **options, progress=step(progress, "Jacobian lens"))
     facts = {"prompts": result.n_prompts, "converged": result.converged}

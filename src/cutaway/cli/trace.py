@@ -9,6 +9,7 @@ from cutaway.cli.command import AsJson
 from cutaway.cli.deliver import Html, Out, check_targets, deliver
 from cutaway.cli.patch import ModelName, View, words
 from cutaway.cli.tasks import Pairs, Seed, TaskName, code, resolve
+from cutaway.errors import UnknownName, did_you_mean
 
 USUAL: dict[str, Any] = {
     "role": "subject",
@@ -92,6 +93,9 @@ def trace(
     )
     loaded = cutaway.load(model)
     found = resolve(task, loaded, n=n, seed=seed)
+    if example is not None and example not in {pair.id for pair in found.pairs}:
+        known = [pair.id for pair in found.pairs]
+        raise UnknownName(f"--example {example}: no such pair in the task.{did_you_mean(example, known)}", name=example)
     with console.progress() as progress:
         result = cutaway.patching.trace(
             loaded, found, progress=lambda done, total: progress(done, total, "tracing"), **options

@@ -14,6 +14,7 @@ from cutaway.lenses.jacobian import JacobianLens, fit_jacobian_lens
 from cutaway.lenses.logit import LogitLens, logit_lens
 from cutaway.lenses.patchscopes import IDENTITY, Patchscope, Readings, patchscope, patchscope_readings
 from cutaway.lenses.published import read_published, unembedding_hash, write_published
+from cutaway.lenses.texts import read_prompts
 from cutaway.lenses.tuned import TunedLens, fit_tuned_lens, measured
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "measured",
     "patchscope",
     "patchscope_readings",
+    "read_prompts",
     "read_published",
     "unembedding_hash",
     "write_published",

@@ -77,8 +77,10 @@ def open_rows(model: Model, source: Source, *, d_row: int, n_held_out: int) -> R
         return Rows(model, tokens, d_row, tokens.take(kept), tokens.digest)
     paths = tuple(map(Path, [source] if isinstance(source, str | Path) else source))
     for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; give text files, or rows that model.encode made", path=str(path))
+        _require_file(path)
+    length = model.body.length
+    if length is not None and d_row > length:
+        raise UsageError(f"d_row={d_row}: this model's context is {length} tokens; give shorter rows")
     held, n = [], 0
     for row in _cut(model, paths, d_row):
         n += 1
@@ -89,6 +91,30 @@ def open_rows(model: Model, source: Source, *, d_row: int, n_held_out: int) -> R
     _require(n)
     named = digest([[file_digest(path) for path in paths], d_row])
     return Rows(model, paths, d_row, model.encode(held), named)
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The lines of a text file that are not empty. Raises DataError for what is no text file and where there are
+    none."""
+    _require_file(Path(path))
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise _no_text(Path(path), error) from None
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise DataError(f"{path}: it holds no line of text; give a text file with one prompt a line", path=str(path))
+    return found
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        what = "this is a folder" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {what}; give text files, or rows that model.encode made", path=str(path))
+
+
+def _no_text(path: Path, error: UnicodeDecodeError) -> DataError:
+    return DataError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})", path=str(path))
 
 
 def _require(n: int) -> None:
@@ -102,15 +128,22 @@ def _require(n: int) -> None:
 
 def _cut(model: Model, paths: Sequence[Path], d_row: int) -> Iterator[list[int]]:
     """Rows of exactly `d_row` tokens, one text after another; each begins as the tokenizer begins a text."""
-    first = model.encode(["a"]).row(0)
-    bare = model.encode(["a"], bos=False).row(0)
+    first, bare = model.text_ids("a"), model.text_ids("a", bos=False)
     start = first[: len(first) - len(bare)] if first[len(first) - len(bare) :] == bare else []
     left: list[int] = []
     for path in paths:
-        with path.open(encoding="utf-8") as file:
+        for piece in _pieces(path):
+            left += model.text_ids(piece, bos=False) if piece.strip() else []
+            while len(left) >= d_row - len(start):
+                yield [*start, *left[: d_row - len(start)]]
+                left = left[d_row - len(start) :]
+
+
+def _pieces(path: Path) -> Iterator[str]:
+    """A file's text, piece by piece, none of which ends inside a line."""
+    with path.open(encoding="utf-8") as file:
+        try:
             while piece := file.read(PIECE):
-                piece += file.readline()  # a word is not cut in two
-                left += model.encode([piece], bos=False).row(0) if piece.strip() else []
-                while len(left) >= d_row - len(start):
-                    yield [*start, *left[: d_row - len(start)]]
-                    left = left[d_row - len(start) :]
+                yield piece + file.readline()
+        except UnicodeDecodeError as error:
+            raise _no_text(path, error) from None

@@ -174,7 +174,7 @@ class Model:
             if bos is not None:
                 raise UsageError("bos= belongs to texts; the chat template of messages says how they begin")
             prompts = chat_ids(self.tokenizer, talks, self.name)
-        rows = [self._ids(p, bos) if isinstance(p, str) else _whole_numbers(p) for p in prompts]
+        rows = [self.text_ids(p, bos=bos) if isinstance(p, str) else _whole_numbers(p) for p in prompts]
         given = [row for p, row in zip(prompts, rows) if not isinstance(p, str)]
         if mask is not None or (
             self.tokenizer is not None and len(set(map(len, given))) == 1 and len(given) == len(rows)
@@ -247,9 +247,10 @@ class Model:
             )
         return ids[0]
 
-    def _ids(self, text: str, bos: bool | None) -> list[int]:
+    def text_ids(self, text: str, *, bos: bool | None = None) -> list[int]:
+        """Token ids of a text, however long; `bos` as in `encode`."""
         tokenizer = self._need_tokenizer()
-        ids = list(tokenizer(text, add_special_tokens=bos is None)["input_ids"])
+        ids = list(tokenizer(text, add_special_tokens=bos is None, verbose=False)["input_ids"])
         if not ids and not bos:
             raise UsageError(
                 f"text {text!r}: it has no tokens, so there is nothing to run; give a text with at least one"

@@ -41,10 +41,12 @@ class Sampling:
             raise UsageError(f"seed={self.seed}: a whole number from 0 on")
         if self.temperature > 0 and self.seed is None:
             raise UsageError("sampling needs seed=, a whole number, so that it can be repeated")
-        if self.temperature == 0 and (self.top_k, self.top_p, self.seed, self.n_samples) != (None, None, None, 1):
+        usual = {"top_k": None, "top_p": None, "seed": None, "n_samples": 1}
+        idle = [f"{name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
+        if self.temperature == 0 and idle:
             raise UsageError(
-                f"temperature=0 is greedy: top_k={self.top_k}, top_p={self.top_p}, seed={self.seed} and "
-                f"n_samples={self.n_samples} would change nothing; give a temperature above 0, or leave them out"
+                f"temperature=0 is greedy: {', '.join(idle)} would change nothing; give a temperature above 0, or "
+                "leave that out"
             )
 
     def generators(self, n_rows: int) -> list[torch.Generator]:

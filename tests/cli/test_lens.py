@@ -74,6 +74,8 @@ def test_a_patchscope_has_its_null() -> None:
 def test_wrong_requests_are_exit_2(tmp_path: Path) -> None:
     assert "it is one of" in run("dla", "induction", *MODEL, "--by", "layer", code=2).stderr
     assert "a task has its own" in run("read", "induction", *MODEL, "--answer", "x", code=2).stderr
+    assert "--position belongs to a task" in run("read", "a b", *MODEL, "--position", "3", code=2).stderr
+    assert "the prompt is empty" in run("read", " ", *MODEL, code=2).stderr
     assert "this is a folder" in run("read", "induction", *MODEL, "--out", str(tmp_path), code=2).stderr
 
 

@@ -67,6 +67,8 @@ def test_severed_as_json_and_one_example() -> None:
         (("--kinds", "residual"), "resid"),
         (("--severed", "heads"), "mlp"),
         (("--noise", "-1"), "from 0 on"),
+        (("--noise", "0"), "nothing to restore"),
+        (("--example", "facts-999"), "no such pair in the task"),
         (("--role", "object"), "object"),
     ],
 )

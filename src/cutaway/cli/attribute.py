@@ -103,6 +103,8 @@ def _check(
     trust: bool,
     out: Path | None,
 ) -> None:
+    if not subject.strip():
+        raise UsageError("the prompt is empty; give a text, or the name of a task")
     if parts is not None:
         if not is_task:
             raise UsageError(f"--parts: {subject!r} is no task; parts are compared between the two sides of a task")

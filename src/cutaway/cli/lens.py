@@ -100,6 +100,8 @@ def dla(
 
     check_targets(out, html)
     place = _position(position)
+    if place not in ("end", -1):
+        console.say("The answer is due at the end of the prompt: elsewhere these are parts of its logit there.")
     call = f"cutaway.lenses.direct_logit_attribution(model, task, by={by!r}, position={place!r}, against={against!r})"
     _say(model, f"\n{code(task, n, seed)}", call)
     loaded = cutaway.load(model)
@@ -244,6 +246,8 @@ def asked(text: str, model: "Model", n: int | None, seed: int) -> "Task | str":
 
     if text in tasks.names() or (text.endswith(FILES) and " " not in text):
         return resolve(text, model, n=n, seed=seed)
+    if not text.strip():
+        raise UsageError("the prompt is empty; give a text, or the name of a task")
     return text
 
 

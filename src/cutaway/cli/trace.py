@@ -9,7 +9,7 @@ from cutaway.cli.command import AsJson
 from cutaway.cli.deliver import Html, Out, check_targets, deliver
 from cutaway.cli.patch import ModelName, View, words
 from cutaway.cli.tasks import Pairs, Seed, TaskName, code, resolve
-from cutaway.errors import UnknownName, did_you_mean
+from cutaway.errors import UnknownName, UsageError, did_you_mean
 
 USUAL: dict[str, Any] = {
     "role": "subject",
@@ -76,6 +76,8 @@ def trace(
     import cutaway
 
     check_targets(out, html)
+    if noise == 0:
+        raise UsageError("--noise 0 noises nothing, so there is nothing to restore; give a size such as 3")
     options: dict[str, Any] = {
         "role": role,
         "noise": noise,

@@ -10,7 +10,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,28 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise BrokenEvidence(
             f"{path}: not a saved result of cutaway ({error}); save it again", path=str(path)
+        ) from None
+
+
+@contextmanager
+def saved(path: str | Path, kind: str, model: str | None) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """Tensors and manifest of a saved result, to be put together while this is open.
+
+    Raises BrokenEvidence for a result of another kind and for one that lacks a part, WrongModel for one of another
+    model than the one with this digest.
+    """
+    tensors, manifest = load_tensors(Path(path))
+    if manifest.get("kind") != kind:
+        raise BrokenEvidence(
+            f"{path}: holds {manifest.get('kind')!r}, not {kind!r}; load it with its own class", path=str(path)
+        )
+    try:
+        if model is not None:
+            require_same_model(manifest["provenance"]["model"], model, f"{path}")
+        yield tensors, manifest
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenEvidence(
+            f"{path}: a part of the saved {kind} is missing ({error}); save it again", path=str(path)
         ) from None
 
 

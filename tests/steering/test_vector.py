@@ -11,6 +11,7 @@ from torch import Tensor
 
 import cutaway
 from cutaway import sites
+from cutaway.artifacts import save_tensors
 from cutaway.engine import Run, plan
 from cutaway.errors import BadEdit, BrokenEvidence, EditNeverApplied, UsageError, WrongModel
 from cutaway.models import Condition
@@ -185,7 +186,7 @@ def test_another_model_is_refused_wherever_it_is_used(tmp_path: Path) -> None:
         twin.run(rows(), edits)
     acts = other.capture(rows(), [SITE])
     acts.save(tmp_path / "a.st")
-    with pytest.raises(BrokenEvidence, match=r"holds 'activations', not a steering vector"):
+    with pytest.raises(BrokenEvidence, match=r"holds 'activations', not 'steering'"):
         Steering.load(tmp_path / "a.st")
 
 
@@ -217,3 +218,10 @@ def test_a_predicate_has_no_file(tmp_path: Path) -> None:
         replace(one, site=SITE.at(where(lambda text: True))).save(tmp_path / "v.st")
     with pytest.raises(EditNeverApplied):
         loaded("gpt2").run(rows(), one.at("new").edits())
+
+
+def test_a_vector_that_lacks_a_part_is_broken(tmp_path: Path) -> None:
+    manifest = {"kind": "steering", "format": 1, "provenance": {"model": "m", "data": "d", "code": "c", "seed": None}}
+    save_tensors(tmp_path / "bare.safetensors", {"direction": torch.ones(2)}, manifest)
+    with pytest.raises(BrokenEvidence, match="a part of the saved steering is missing"):
+        Steering.load(tmp_path / "bare.safetensors")

@@ -23,13 +23,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway import stats
-from cutaway.artifacts import Provenance, digest, load_tensors, require_same_model, save_tensors
+from cutaway.artifacts import Provenance, digest, require_same_model, save_tensors, saved
 from cutaway.attribution.attribute import MAX_TOKENS
 from cutaway.attribution.removal import REMOVALS, alone, baselines, coalition_values
 from cutaway.attribution.result import TokenScores
 from cutaway.attribution.target import Target
 from cutaway.engine import Progress
-from cutaway.errors import BrokenEvidence, OutOfRange, TooFewClusters, UnknownName, UsageError, did_you_mean
+from cutaway.errors import OutOfRange, TooFewClusters, UnknownName, UsageError, did_you_mean
 from cutaway.figures import Bars, Figure
 from cutaway.models import Model
 from cutaway.models.model import Prompts
@@ -117,13 +117,8 @@ class Faithfulness:
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> "Faithfulness":
         """Read a saved file. Raises WrongModel, BrokenEvidence."""
-        tensors, manifest = load_tensors(Path(path))
-        if manifest.get("kind") != "faithfulness":
-            raise BrokenEvidence(
-                f"{path}: holds {manifest.get('kind')!r}, not faithfulness; load it with its own class", path=str(path)
-            )
-        try:
-            found = cls(
+        with saved(path, "faithfulness", None if model is None else model.digest) as (tensors, manifest):
+            return cls(
                 comprehensiveness=tensors["comprehensiveness"],
                 sufficiency=tensors["sufficiency"],
                 removals=tuple(manifest["removals"]),
@@ -132,11 +127,6 @@ class Faithfulness:
                 clusters=tuple(manifest["clusters"]),
                 provenance=Provenance(**manifest["provenance"]),
             )
-        except (KeyError, TypeError) as error:
-            raise BrokenEvidence(f"{path}: a part is missing ({error}); save it again", path=str(path)) from None
-        if model is not None:
-            require_same_model(found.provenance.model, model.digest, f"{path}")
-        return found
 
 
 def faithfulness(

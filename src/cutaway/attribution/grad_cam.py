@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.artifacts import Provenance, digest, load_tensors, require_same_model, save_tensors
-from cutaway.errors import BrokenEvidence, OutOfRange, SiteUnavailable, UsageError
+from cutaway.artifacts import Provenance, digest, save_tensors, saved
+from cutaway.errors import OutOfRange, SiteUnavailable, UsageError
 from cutaway.figures import Figure, Heatmap
 from cutaway.models import Model, Raw, Site, sites
 from cutaway.models.gradients import backward_raw
@@ -80,23 +80,13 @@ class ImageScores:
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> "ImageScores":
         """Read a saved file. Raises WrongModel, BrokenEvidence."""
-        tensors, manifest = load_tensors(Path(path))
-        if manifest.get("kind") != "image scores":
-            raise BrokenEvidence(
-                f"{path}: holds {manifest.get('kind')!r}, not image scores; load it with its own class", path=str(path)
-            )
-        try:
-            found = cls(
+        with saved(path, "image scores", None if model is None else model.digest) as (tensors, manifest):
+            return cls(
                 **{name: tensors[name] for name in ("maps", "spread", "values")},
                 classes=tuple(manifest["classes"]),
                 layer=manifest["layer"],
                 provenance=Provenance(**manifest["provenance"]),
             )
-        except (KeyError, TypeError) as error:
-            raise BrokenEvidence(f"{path}: a part is missing ({error}); save it again", path=str(path)) from None
-        if model is not None:
-            require_same_model(found.provenance.model, model.digest, f"{path}")
-        return found
 
 
 def grad_cam(

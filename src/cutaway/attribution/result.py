@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.artifacts import Provenance, load_tensors, require_same_model, save_tensors
-from cutaway.errors import BrokenEvidence, UsageError
+from cutaway.artifacts import Provenance, save_tensors, saved
+from cutaway.errors import UsageError
 from cutaway.figures import Bars, Figure, Strip
 from cutaway.models import Model
 
@@ -100,24 +100,12 @@ class TokenScores:
     def load(cls, path: str | Path, model: Model | None = None) -> "TokenScores":
         """Read a saved file. Raises WrongModel when `model` is not the one it was made with, BrokenEvidence when the
         file is not a saved `TokenScores`."""
-        tensors, manifest = load_tensors(Path(path))
-        if manifest.get("kind") != "token scores":
-            raise BrokenEvidence(
-                f"{path}: holds {manifest.get('kind')!r}, not token scores; load it with its own class", path=str(path)
-            )
-        try:
+        with saved(path, "token scores", None if model is None else model.digest) as (tensors, manifest):
             texts = {name: manifest[name] for name in _TEXTS}
             texts["tokens"] = tuple(tuple(row) for row in texts["tokens"])
-            found = cls(
+            return cls(
                 **{name: tensors[name] for name in _TENSORS}, **texts, provenance=Provenance(**manifest["provenance"])
             )
-        except (KeyError, TypeError) as error:
-            raise BrokenEvidence(
-                f"{path}: a part of the saved token scores is missing ({error}); save them again", path=str(path)
-            ) from None
-        if model is not None:
-            require_same_model(found.provenance.model, model.digest, f"{path}")
-        return found
 
 
 _TENSORS = ("scores", "value", "baseline_value")

@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from cutaway.artifacts import Provenance, load_tensors, require_same_model, save_tensors
-from cutaway.errors import BrokenEvidence
+from cutaway.artifacts import Provenance, save_tensors, saved
 from cutaway.models import Model
 
 Record = TypeVar("Record")
@@ -24,21 +23,14 @@ def save(result: Any, path: str | Path, kind: str) -> str:
 
 def load(cls: type[Record], path: str | Path, kind: str, model: Model | None) -> Record:
     """Read what `save` wrote. Raises WrongModel for another model's, BrokenEvidence for what is something else."""
-    tensors, manifest = load_tensors(Path(path))
-    if manifest.get("kind") != kind:
-        raise BrokenEvidence(
-            f"{path}: holds {manifest.get('kind')!r}, not {kind!r}; load it with its own class", path=str(path)
-        )
-    provenance = Provenance(**manifest["provenance"])
-    if model is not None:
-        require_same_model(provenance.model, model.digest, f"{path}")
-    values: dict[str, Any] = {"provenance": provenance}
-    for field in fields(cls):  # type: ignore[arg-type]
-        if field.name in tensors:
-            values[field.name] = tensors[field.name]
-        elif field.name != "provenance":
-            values[field.name] = _frozen(manifest.get(field.name))
-    return cls(**values)
+    with saved(path, kind, None if model is None else model.digest) as (tensors, manifest):
+        values: dict[str, Any] = {"provenance": Provenance(**manifest["provenance"])}
+        for field in fields(cls):  # type: ignore[arg-type]
+            if field.name in tensors:
+                values[field.name] = tensors[field.name]
+            elif field.name != "provenance":
+                values[field.name] = _frozen(manifest.get(field.name))
+        return cls(**values)
 
 
 def _frozen(value: Any) -> Any:

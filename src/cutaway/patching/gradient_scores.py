@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway import engine
-from cutaway.artifacts import Provenance, load_tensors, require_same_model, save_tensors
+from cutaway.artifacts import Provenance, save_tensors, saved
 from cutaway.engine import Run
-from cutaway.errors import BrokenEvidence, OutOfRange, SiteUnavailable, UsageError
+from cutaway.errors import OutOfRange, SiteUnavailable, UsageError
 from cutaway.figures import Bars, Figure, Points
 from cutaway.models import Activations, Model, Site, Tokens
 from cutaway.models.gradients import Gradients, backward
@@ -150,19 +150,13 @@ class GradientScores:
     def load(cls, path: str | Path, model: Model | None = None) -> "GradientScores":
         """Read a saved file. Raises WrongModel when `model` is not the one it was made with, BrokenEvidence when the
         file is not a saved `GradientScores`."""
-        tensors, manifest = load_tensors(Path(path))
-        if manifest.get("kind") != "gradient scores":
-            raise BrokenEvidence(
-                f"{path}: holds {manifest.get('kind')!r}, not gradient scores; load it with its own class",
-                path=str(path),
-            )
-        try:
+        with saved(path, "gradient scores", None if model is None else model.digest) as (tensors, manifest):
             texts = {name: _frozen(manifest["effects"][name]) for name in _TEXTS}
             found = Effects(
                 **{name: tensors[name] for name in _TENSORS}, **texts, provenance=Provenance(**manifest["provenance"])
             )
             agreement = manifest["agreement"]
-            scores = cls(
+            return cls(
                 found,
                 manifest["method"],
                 None if agreement is None else Agreement(**{key: _frozen(item) for key, item in agreement.items()}),
@@ -170,13 +164,6 @@ class GradientScores:
                 tuple(manifest["rules"]),
                 tuple((name, reason) for name, reason in manifest["refused"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise BrokenEvidence(
-                f"{path}: a part of the saved gradient scores is missing ({error}); save them again", path=str(path)
-            ) from None
-        if model is not None:
-            require_same_model(found.provenance.model, model.digest, f"{path}")
-        return scores
 
 
 _TENSORS = ("values", "clean", "corrupt")

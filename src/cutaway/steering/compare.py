@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cutaway import engine
-from cutaway.artifacts import Provenance, digest, load_tensors, require_same_model, save_tensors
+from cutaway.artifacts import Provenance, digest, save_tensors, saved
 from cutaway.engine import Run
-from cutaway.errors import BrokenEvidence, TokenizerUnfit, UsageError
+from cutaway.errors import TokenizerUnfit, UsageError
 from cutaway.figures import Figure, Strip
 from cutaway.models.edits import Edit
 from cutaway.models.generation import generate
@@ -83,19 +83,13 @@ class Comparison:
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> "Comparison":
         """Read a saved file. Raises WrongModel when another model made it, BrokenEvidence when it is something else."""
-        tensors, manifest = load_tensors(Path(path))
-        if manifest.get("kind") != "comparison":
-            raise BrokenEvidence(
-                f"{path}: holds {manifest.get('kind')!r}, not a comparison; load it with its own class", path=str(path)
-            )
-        provenance = Provenance(**manifest["provenance"])
-        if model is not None:
-            require_same_model(provenance.model, model.digest, f"{path}")
-        texts = {name: tuple(manifest[name]) for name in ("prompts", "plain", "steered", "edits")}
-        words = tuple(tuple(row) for row in manifest["tokens"])
-        parts = tensors["gain"].split([len(row) for row in words])
-        gain = tuple(tuple(part.tolist()) for part in parts)
-        return cls(**texts, tokens=words, gain=gain, settings=manifest["settings"], provenance=provenance)
+        with saved(path, "comparison", None if model is None else model.digest) as (tensors, manifest):
+            provenance = Provenance(**manifest["provenance"])
+            texts = {name: tuple(manifest[name]) for name in ("prompts", "plain", "steered", "edits")}
+            words = tuple(tuple(row) for row in manifest["tokens"])
+            parts = tensors["gain"].split([len(row) for row in words])
+            gain = tuple(tuple(part.tolist()) for part in parts)
+            return cls(**texts, tokens=words, gain=gain, settings=manifest["settings"], provenance=provenance)
 
 
 _TEXTS = ("prompts", "plain", "steered", "tokens", "edits", "settings")

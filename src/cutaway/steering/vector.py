@@ -22,8 +22,8 @@ from typing import Any, Final
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.artifacts import Provenance, load_tensors, require_same_model, save_tensors
-from cutaway.errors import BadEdit, BrokenEvidence, UsageError
+from cutaway.artifacts import Provenance, save_tensors, saved
+from cutaway.errors import BadEdit, UsageError
 from cutaway.figures import Bars, Figure
 from cutaway.models.conditions import Condition
 from cutaway.models.edits import Edit
@@ -213,26 +213,19 @@ class Steering:
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> "Steering":
         """Read a saved vector. Raises WrongModel when another model made it, BrokenEvidence when it is none."""
-        tensors, manifest = load_tensors(Path(path))
-        if manifest.get("kind") != "steering":
-            raise BrokenEvidence(
-                f"{path}: holds {manifest.get('kind')!r}, not a steering vector; load it with its own class",
-                path=str(path),
+        with saved(path, "steering", None if model is None else model.digest) as (tensors, manifest):
+            provenance, when = Provenance(**manifest["provenance"]), manifest["condition"]
+            if when is not None:
+                threshold = float(when["threshold"])
+                when = Condition(Site.parse(when["site"]), tensors["condition"], threshold, when["bias"], when["rule"])
+            return cls(
+                site=Site.parse(manifest["site"]),
+                direction=tensors["direction"],
+                provenance=provenance,
+                condition=when,
+                scale=None if manifest["scale"] is None else Scale(**manifest["scale"]),
+                **{name: manifest[name] for name in _PLAIN},
             )
-        provenance, when = Provenance(**manifest["provenance"]), manifest["condition"]
-        if model is not None:
-            require_same_model(provenance.model, model.digest, f"{path}")
-        if when is not None:
-            threshold = float(when["threshold"])
-            when = Condition(Site.parse(when["site"]), tensors["condition"], threshold, when["bias"], when["rule"])
-        return cls(
-            site=Site.parse(manifest["site"]),
-            direction=tensors["direction"],
-            provenance=provenance,
-            condition=when,
-            scale=None if manifest["scale"] is None else Scale(**manifest["scale"]),
-            **{name: manifest[name] for name in _PLAIN},
-        )
 
 
 _PLAIN: Final = ("strength", "unit", "operation", "below", "keep_norm", "how")
